@@ -1,0 +1,57 @@
+"""What every decoder returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["dicom", "image"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the file says of its pixels; nothing that names a person."""
+
+    modality: str = ""
+    body_part: str = ""
+    photometric: str = "MONOCHROME2"
+    transfer_syntax: str = ""
+    windows: tuple[tuple[float, float], ...] = ()
+    """(center, width) pairs that the file proposes, in file order."""
+    stored_range: tuple[float, float] = (0.0, 1.0)
+    """Smallest and largest value that the stored type can hold, rescaled."""
+    position: float | None = None
+    """Place of the slice along the normal of its plane, mm."""
+    series: str = ""
+    """A digest that is equal for files of one series (the UID itself is not kept)."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Decoded and rescaled frames.
+
+    ``array`` is float32 ``(frames, H, W)``, or ``(frames, H, W, 3)`` for colour, after the modality rescale
+    (HU for CT). ``padding`` marks pixels that hold no measurement, with the shape of ``array``.
+    ``inverted`` says that low values are shown bright (MONOCHROME1): prepare() turns them after the window,
+    the order of PS3.3 C.7.6.3.1.2.
+    """
+
+    array: NDArray[np.float32]
+    kind: Kind
+    padding: NDArray[np.bool_] | None = None
+    inverted: bool = False
+    spacing_mm: tuple[float, float] | None = None
+    facts: Facts = field(default_factory=Facts)
+
+    @property
+    def is_color(self) -> bool:
+        """Whether the frames hold three channels."""
+        return self.array.ndim == 4
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return int(self.array.shape[0])
