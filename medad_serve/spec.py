@@ -97,6 +97,8 @@ class Calibration(Frozen):
     """Patient score from slice scores: ``max``, ``mean`` or ``top<k>`` (mean of the k largest)."""
     slices_per_patient: tuple[int, int]
     data_fingerprint: str
+    heatmap_scale: float
+    """A high quantile of held-out normal heatmaps: full colour in an overlay."""
     slice: LevelCalibration
     patient: LevelCalibration
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,8 @@ class Facts:
     """Place of the slice along the normal of its plane, mm."""
     series: str = ""
     """A digest that is equal for files of one series (the UID itself is not kept)."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the answer should know, e.g. slices of a ZIP that were left out."""
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,9 @@ class Pixels:
     def frames(self) -> int:
         """Number of frames."""
         return int(self.array.shape[0])
+
+    def frame(self, index: int) -> Pixels:
+        """Return one frame, ``(1, H, W)``, as views."""
+        rows = slice(index, index + 1)
+        padding = None if self.padding is None else self.padding[rows]
+        return replace(self, array=self.array[rows], padding=padding)

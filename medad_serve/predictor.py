@@ -1,0 +1,230 @@
+"""Bytes in, decisions out: the one line that handler, command line and benchmark call."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medad_serve.artifact import load_manifest
+from medad_serve.calibration import Decision, decide, parse_aggregation
+from medad_serve.errors import InputError, MedadError
+from medad_serve.io import Pixels, decode
+from medad_serve.overlay import encode_png, overlay
+from medad_serve.prep import Prepared, check_input, display, prepare
+from medad_serve.runtime import Outputs, open_runtime, run_batched
+from medad_serve.spec import Calibration, Frozen, Manifest, Window
+
+HeatmapFormat = Literal["none", "png", "npy"]
+PRECISION = "float32"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one item asks for beyond its score."""
+
+    heatmap: HeatmapFormat = "none"
+    policy: str | None = None
+
+
+class SliceResult(Frozen):
+    """One slice of a series or multi-frame file, in anatomical order where positions are known."""
+
+    index: int
+    score: float
+    p_value: float
+    anomalous: bool
+
+
+class Heatmap(Frozen):
+    """``png``: overlay on the windowed source; ``npy``: float32 (H, W) map. Of the highest-scoring frame."""
+
+    format: HeatmapFormat
+    frame: int
+    data: str
+    """base64."""
+
+
+class InputFacts(Frozen):
+    """What was understood of the input."""
+
+    kind: str
+    modality: str
+    rows: int
+    columns: int
+    frames: int
+    window: Window | None
+
+
+class Result(Frozen):
+    """The answer for one item."""
+
+    model: str
+    version: str
+    level: Literal["slice", "patient"]
+    score: float
+    p_value: float
+    cutoff: float
+    policy: str
+    anomalous: bool
+    slices: tuple[SliceResult, ...] | None = None
+    heatmap: Heatmap | None = None
+    input: InputFacts
+    warnings: tuple[str, ...] = ()
+    timing_ms: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data, leaving out what the model does not have."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+@dataclass
+class _Item:
+    """One item on its way through the line."""
+
+    pixels: Pixels
+    prepared: Prepared
+    options: Options
+    timing: dict[str, float]
+
+
+class Predictor:
+    """A verified artifact with its runtime open; thread-safe where the runtime is (onnxruntime, torch)."""
+
+    def __init__(self, directory: Path, *, runtime: str, threads: int, device: str) -> None:
+        self.manifest: Manifest = load_manifest(directory)
+        key = f"{runtime}/{PRECISION}"
+        if key not in self.manifest.calibrations:
+            made = ", ".join(sorted(self.manifest.calibrations))
+            raise MedadError(f"{directory} was not exported for {key}", f"It has: {made}")
+        self.calibration: Calibration = self.manifest.calibrations[key]
+        names = [o.name for o in self.manifest.outputs]
+        self.runtime = open_runtime(directory, runtime, names, threads=threads, device=device)
+        self.aggregate = parse_aggregation(self.calibration.aggregation)
+
+    @classmethod
+    def load(cls, artifact: Path, *, runtime: str = "onnx", threads: int = 0, device: str = "cpu") -> Predictor:
+        """Open an artifact directory; raises MedadError naming what is missing or altered."""
+        return cls(artifact, runtime=runtime, threads=threads, device=device)
+
+    def predict(
+        self, items: Sequence[bytes | Path], options: Sequence[Options] | None = None
+    ) -> list[Result | InputError]:
+        """Answer every item in order; an item that cannot be used gets its InputError, the others their result."""
+        wanted = options or [Options()] * len(items)
+        read = [self._read(item, option) for item, option in zip(items, wanted, strict=True)]
+        good = [item for item in read if isinstance(item, _Item)]
+        answers = iter(self._answer_all(good))
+        return [next(answers) if isinstance(item, _Item) else item for item in read]
+
+    def _read(self, source: bytes | Path, options: Options) -> _Item | InputError:
+        try:
+            if options.policy is not None:
+                self._check_policy(options.policy)
+            start = time.perf_counter()
+            pixels = decode(source)
+            check_input(pixels, self.manifest.input)
+            decoded = time.perf_counter()
+            prepared = prepare(pixels, self.manifest.prep)
+            done = time.perf_counter()
+        except InputError as error:
+            return error
+        except MemoryError:
+            return InputError(413, "the image does not fit into memory", "Send fewer or smaller frames")
+        except Exception as error:  # a fault of ours must not cost the neighbours their answers
+            return InputError(500, f"internal fault while reading ({type(error).__name__})", "Report this file's format")
+        timing = {"decode": (decoded - start) * 1e3, "prepare": (done - decoded) * 1e3}
+        return _Item(pixels, prepared, options, timing)
+
+    def _check_policy(self, policy: str) -> None:
+        made = {c.policy for c in self.calibration.slice.cutoffs} & {c.policy for c in self.calibration.patient.cutoffs}
+        if policy not in made:
+            raise InputError(422, "the policy asked for was not calibrated", f"This model has: {', '.join(sorted(made))}")
+
+    def _answer_all(self, items: list[_Item]) -> list[Result | InputError]:
+        if not items:
+            return []
+        names = ["score"] + ["heatmap"] * any(item.options.heatmap != "none" for item in items)
+        start = time.perf_counter()
+        outputs = run_batched(self.runtime, np.concatenate([i.prepared.tensor for i in items]), names)
+        infer = (time.perf_counter() - start) * 1e3
+        answers: list[Result | InputError] = []
+        row = 0
+        for item in items:
+            rows = slice(row, row + len(item.prepared.tensor))
+            row = rows.stop
+            item.timing["infer"] = infer
+            answers.append(self._answer(item, {name: values[rows] for name, values in outputs.items()}))
+        return answers
+
+    def _answer(self, item: _Item, outputs: Outputs) -> Result | InputError:
+        scores = outputs["score"].astype(np.float64)
+        if not np.isfinite(scores).all():
+            return InputError(422, "the model's score is not finite", "Check that the pixel values are plausible")
+        policy = item.options.policy or self.manifest.default_policy
+        per_slice = [decide(float(s), self.calibration.slice, policy) for s in scores]
+        is_series = len(scores) > 1
+        whole = decide(self.aggregate(scores), self.calibration.patient, policy) if is_series else per_slice[0]
+        return Result(
+            model=self.manifest.name,
+            version=self.manifest.version,
+            level="patient" if is_series else "slice",
+            score=whole.score,
+            p_value=whole.p_value,
+            cutoff=whole.cutoff,
+            policy=whole.policy,
+            anomalous=whole.anomalous,
+            slices=_slice_results(per_slice) if is_series else None,
+            heatmap=self._heatmap(item, outputs, scores),
+            input=_facts(item.pixels, self.manifest.prep.window),
+            warnings=self._warnings(item.pixels),
+            timing_ms={name: round(ms, 3) for name, ms in item.timing.items()},
+        )
+
+    def _warnings(self, pixels: Pixels) -> tuple[str, ...]:
+        fewest, most = self.calibration.slices_per_patient
+        warnings = list(pixels.facts.notes)
+        if pixels.frames > 1 and not fewest <= pixels.frames <= most:
+            warnings.append(
+                f"{pixels.frames} slices; the patient cutoff was calibrated on patients with {fewest} to {most}"
+            )
+        return tuple(warnings)
+
+    def _heatmap(self, item: _Item, outputs: Outputs, scores: NDArray[np.float64]) -> Heatmap | None:
+        if item.options.heatmap == "none":
+            return None
+        frame = int(np.argmax(scores))
+        on_source = item.prepared.geometry.to_source(outputs["heatmap"][frame, 0])
+        if item.options.heatmap == "npy":
+            buffer = io.BytesIO()
+            np.save(buffer, on_source)
+            data = buffer.getvalue()
+        else:
+            shown = display(item.pixels.frame(frame), self.manifest.prep.window)[0]
+            data = encode_png(overlay(shown, on_source, self.calibration.heatmap_scale))
+        return Heatmap(format=item.options.heatmap, frame=frame, data=base64.b64encode(data).decode())
+
+
+def _slice_results(decisions: list[Decision]) -> tuple[SliceResult, ...]:
+    return tuple(
+        SliceResult(index=i, score=d.score, p_value=d.p_value, anomalous=d.anomalous) for i, d in enumerate(decisions)
+    )
+
+
+def _facts(pixels: Pixels, window: Window | None) -> InputFacts:
+    frames, rows, columns = pixels.array.shape[:3]
+    return InputFacts(
+        kind=pixels.kind,
+        modality=pixels.facts.modality,
+        rows=rows,
+        columns=columns,
+        frames=frames,
+        window=window,
+    )

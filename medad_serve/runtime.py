@@ -1,0 +1,97 @@
+"""Runtimes behind one call: prepared batch in, named outputs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medad_serve.artifact import GRAPHS
+from medad_serve.errors import MedadError
+
+FloatArray = NDArray[np.float32]
+Outputs = dict[str, NDArray[Any]]
+MAX_BATCH = 32
+"""Largest batch in one call: bounds memory where a series of hundreds of slices comes at once."""
+
+
+class Runtime(Protocol):
+    """Runs one exported (or eager) model."""
+
+    def run(self, batch: FloatArray, names: Sequence[str]) -> Outputs:
+        """Map float32 ``(N, C, *S)`` to the outputs asked for."""
+        ...
+
+
+class OnnxRuntime:
+    """onnxruntime, on CUDA where ``device`` says so and the provider loads."""
+
+    def __init__(self, path: Path, *, threads: int = 0, device: str = "cpu") -> None:
+        import onnxruntime as ort
+
+        ort.set_default_logger_severity(3)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if device.startswith("cuda"):
+            if "CUDAExecutionProvider" not in ort.get_available_providers():
+                raise MedadError("this onnxruntime has no CUDA provider", "Install onnxruntime-gpu or use device=cpu")
+            ort.preload_dlls()  # torch's own CUDA libraries serve both
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(device.partition(":")[2] or 0)}))
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # onnxruntime raises a class per status
+            raise MedadError(f"onnxruntime cannot load {path} ({type(error).__name__})", "Export it again") from None
+        self.input = self.session.get_inputs()[0].name
+
+    def run(self, batch: FloatArray, names: Sequence[str]) -> Outputs:
+        """Run one batch."""
+        return dict(zip(names, self.session.run(list(names), {self.input: batch}), strict=True))
+
+
+class TorchScriptRuntime:
+    """torch.jit; ``outputs`` names the elements of the tuple that the graph returns."""
+
+    def __init__(self, path: Path, outputs: Sequence[str], *, threads: int = 0, device: str = "cpu") -> None:
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = torch.device(device)
+        self.outputs = tuple(outputs)
+        try:
+            self.module = torch.jit.load(str(path), map_location=self.device).eval()
+        except (RuntimeError, ValueError) as error:
+            raise MedadError(f"torch cannot load {path} ({type(error).__name__})", "Export it again") from None
+
+    def run(self, batch: FloatArray, names: Sequence[str]) -> Outputs:
+        """Run one batch."""
+        import torch
+
+        with torch.inference_mode():
+            found = self.module(torch.from_numpy(batch).to(self.device))
+        by_name = dict(zip(self.outputs, found, strict=True))
+        return {name: by_name[name].cpu().numpy() for name in names}
+
+
+def open_runtime(
+    directory: Path, runtime: str, outputs: Sequence[str], *, threads: int = 0, device: str = "cpu"
+) -> Runtime:
+    """Open the graph of ``runtime`` in an artifact directory; ``threads`` 0 takes every core."""
+    if runtime not in GRAPHS:
+        raise MedadError(f"there is no runtime {runtime!r}", f"Choose one of: {', '.join(GRAPHS)}")
+    path = directory / GRAPHS[runtime]
+    if not path.is_file():
+        raise MedadError(f"{path} is missing", f"Run: medad-serve export RUN --format {runtime}")
+    if runtime == "onnx":
+        return OnnxRuntime(path, threads=threads, device=device)
+    return TorchScriptRuntime(path, outputs, threads=threads, device=device)
+
+
+def run_batched(runtime: Runtime, tensor: FloatArray, names: Sequence[str], batch: int = MAX_BATCH) -> Outputs:
+    """Run any number of items, ``batch`` at a time."""
+    parts = [runtime.run(np.ascontiguousarray(tensor[i : i + batch]), names) for i in range(0, len(tensor), batch)]
+    return {name: np.concatenate([p[name] for p in parts]) for name in names}
