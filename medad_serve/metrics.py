@@ -66,7 +66,10 @@ def with_interval(
     if np.isnan(point):
         return {"value": None, "low": None, "high": None}
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return {"value": point, **Interval(low=float(low), high=float(high), level=level).model_dump(exclude={"level"})}
+    return {
+        "value": point,
+        **Interval(low=float(low), high=float(high), level=level).model_dump(exclude={"level"}),
+    }
 
 
 def summarise(data: HeldOut, cutoff: float | None, *, seed: int = 0) -> dict[str, object]:

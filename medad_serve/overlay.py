@@ -16,7 +16,7 @@ def overlay(shown: FloatArray, heatmap: FloatArray, scale: float) -> NDArray[np.
     ``shown`` is (H, W) in [0, 1], ``heatmap`` (H, W) in units of the score, ``scale`` the value that takes full
     colour (the same for every image of a model, so that images compare). Returns BGR (H, W, 3).
     """
-    heat = np.clip(heatmap / max(scale, np.finfo(np.float32).tiny), 0, 1).astype(np.float32)
+    heat = np.clip(heatmap / max(scale, 1e-12), 0, 1).astype(np.float32)
     gray = cv2.cvtColor((np.clip(shown, 0, 1) * 255).astype(np.uint8), cv2.COLOR_GRAY2BGR)
     color = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
     alpha = (MAX_ALPHA * heat)[..., None]

@@ -139,14 +139,18 @@ class Predictor:
         except MemoryError:
             return InputError(413, "the image does not fit into memory", "Send fewer or smaller frames")
         except Exception as error:  # a fault of ours must not cost the neighbours their answers
-            return InputError(500, f"internal fault while reading ({type(error).__name__})", "Report this file's format")
+            return InputError(
+                500, f"internal fault while reading ({type(error).__name__})", "Report this file's format"
+            )
         timing = {"decode": (decoded - start) * 1e3, "prepare": (done - decoded) * 1e3}
         return _Item(pixels, prepared, options, timing)
 
     def _check_policy(self, policy: str) -> None:
         made = {c.policy for c in self.calibration.slice.cutoffs} & {c.policy for c in self.calibration.patient.cutoffs}
         if policy not in made:
-            raise InputError(422, "the policy asked for was not calibrated", f"This model has: {', '.join(sorted(made))}")
+            raise InputError(
+                422, "the policy asked for was not calibrated", f"This model has: {', '.join(sorted(made))}"
+            )
 
     def _answer_all(self, items: list[_Item]) -> list[Result | InputError]:
         if not items:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,7 +64,9 @@ class TorchScriptRuntime:
         self.device = torch.device(device)
         self.outputs = tuple(outputs)
         try:
-            self.module = torch.jit.load(str(path), map_location=self.device).eval()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch deprecates TorchScript; TorchServe still reads it
+                self.module = torch.jit.load(str(path), map_location=self.device).eval()  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
             raise MedadError(f"torch cannot load {path} ({type(error).__name__})", "Export it again") from None
 

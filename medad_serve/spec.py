@@ -154,9 +154,7 @@ def validated(kind: type[S], data: object, source: str) -> S:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(p) for p in e['loc']) or 'value'}: {e['msg']}" for e in error.errors()
-        )
+        faults = "; ".join(f"{'.'.join(str(p) for p in e['loc']) or 'value'}: {e['msg']}" for e in error.errors())
         raise MedadError(f"{source} is not valid ({faults})", "Correct the fields named") from None
 
 

@@ -73,9 +73,7 @@ def register(
         if name in _families:
             raise ValueError(f"model {name} is registered twice")
         summary = (builder.__doc__ or "").strip().split("\n")[0]
-        _families[name] = Family(
-            name, summary, settings, builder, input or InputSpec(), prep, channels, phantom
-        )
+        _families[name] = Family(name, summary, settings, builder, input or InputSpec(), prep, channels, phantom)
         return builder
 
     return add

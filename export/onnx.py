@@ -1,0 +1,43 @@
+"""Export to one self-contained ONNX file."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+from medad_serve.errors import MedadError
+from medad_serve.export.graph import TupleOutputs, example
+from medad_serve.models import AnomalyModel
+from medad_serve.models.base import Shape
+
+INPUT = "image"
+
+
+def export_onnx(model: AnomalyModel, shape: Shape, path: Path) -> None:
+    """Write ``model`` with a dynamic batch axis and named outputs, then check the file in full.
+
+    Weights lie inside the file (an ONNX file of at most 2 GiB); raises MedadError naming what cannot be exported.
+    """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                TupleOutputs(model).eval(),
+                (example(shape),),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=list(model.outputs),
+                dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
+                verbose=False,
+            )
+        if program is None:
+            raise MedadError("torch.onnx made no program", "Export to torchscript instead")
+        program.save(str(path), external_data=False)
+        onnx.checker.check_model(str(path), full_check=True)
+    except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
+        raise MedadError(f"the model cannot be exported to ONNX ({type(error).__name__})", "See --debug") from error

@@ -1,0 +1,78 @@
+"""``medad-serve``: one group, commands loaded when called, errors in one line."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+import medad_serve
+from medad_serve.errors import MedadError
+
+COMMANDS = {
+    "archive": ("serving", "archive"),
+    "evaluate": ("training", "evaluate"),
+    "export": ("training", "export"),
+    "info": ("info", "info"),
+    "java-home": ("serving", "java_home"),
+    "phantoms": ("phantoms", "command"),
+    "predict": ("serving", "predict"),
+    "quickstart": ("quickstart", "quickstart"),
+    "serve": ("serving", "serve"),
+    "train": ("training", "train"),
+}
+"""Module of this package and command in it: importing only the one called keeps ``predict`` free of torch."""
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name every command."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"medad_serve.cli.{module}"), attribute)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(medad_serve.__version__)
+def cli(debug: bool) -> None:
+    """Train, export and serve medical-imaging anomaly detectors."""
+
+
+def main() -> None:
+    """Run the command line: exit code 2 for usage, 1 for failure."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("Stopped.", err=True)
+        sys.exit(130)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MedadError as error:
+        if "--debug" in sys.argv:
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except (OSError, MemoryError) as error:
+        if "--debug" in sys.argv:
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        where = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        click.echo(f"Error: {reason}{where}. Check space, rights and paths, or add --debug", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

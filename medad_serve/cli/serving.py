@@ -1,0 +1,213 @@
+"""``archive``, ``serve``, ``java-home`` and ``predict``."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from medad_serve.server import Server
+
+Answer = dict[str, Any]
+STORE = Path("model_store")
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command()
+@click.argument("artifact", type=FOLDER)
+@click.option("--store", type=FOLDER, default=STORE, show_default=True, help="Where the .mar file lands.")
+@click.option("--name", help="Model name in the URL; the artifact's own unless given.")
+@click.option("--runtime", type=click.Choice(["onnx", "torchscript"]), default="onnx", show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes (about 0.5 GB each).")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Most requests in one batch.")
+@click.option("--max-batch-delay", type=click.IntRange(0), default=20, show_default=True, help="Milliseconds.")
+@click.option("--response-timeout", type=click.IntRange(1), default=120, show_default=True, help="Seconds.")
+def archive(
+    artifact: Path,
+    store: Path,
+    name: str | None,
+    runtime: str,
+    workers: int,
+    batch_size: int,
+    max_batch_delay: int,
+    response_timeout: int,
+) -> None:
+    """Pack ARTIFACT, an exported model, as a .mar file for TorchServe."""
+    from medad_serve.export.archive import archive as pack
+
+    mar = pack(
+        artifact,
+        store,
+        name=name,
+        runtime=runtime,
+        workers=workers,
+        batch_size=batch_size,
+        max_batch_delay_ms=max_batch_delay,
+        response_timeout_s=response_timeout,
+    )
+    click.echo(mar)
+
+
+@click.command("java-home")
+def java_home() -> None:
+    """Print the JAVA_HOME that TorchServe can run on."""
+    from medad_serve import java
+
+    click.echo(java.java_home())
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Serve this one; repeat for more. Default: all.")
+@click.option("--store", type=FOLDER, default=STORE, show_default=True, help="Where the .mar files are.")
+@click.option("--inference-port", type=click.IntRange(1, 65535), help="Default: that of config.properties (8080).")
+@click.option("--management-port", type=click.IntRange(1, 65535), help="Likewise (8081).")
+@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Likewise (8082).")
+@click.option("--timeout", type=click.FloatRange(1), default=300, show_default=True, help="Seconds to be ready in.")
+@click.option("--foreground", is_flag=True, help="Stay and show the log; Ctrl-C stops the server.")
+@click.option("--stop", is_flag=True, help="Stop the server of this store and port.")
+def serve(
+    models: tuple[str, ...],
+    store: Path,
+    inference_port: int | None,
+    management_port: int | None,
+    metrics_port: int | None,
+    timeout: float,
+    foreground: bool,
+    stop: bool,
+) -> None:
+    """Start TorchServe over a model store, and return once every model is ready."""
+    from medad_serve.server import Ports, Server
+
+    server = Server(store, Ports(inference_port, management_port, metrics_port))
+    if stop:
+        server.stop()
+        click.echo(f"Stopped the server at {server.url('inference')}")
+        return
+    if foreground:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
+    names = server.start(models, timeout=timeout, foreground=foreground)
+    click.echo(f"Serving {', '.join(names)} at {server.url('inference')}")
+    click.echo(f"Tokens: {server.key_file}")
+    click.echo(f"Logs: {server.logs}")
+    if foreground:
+        _stay(server)
+
+
+def _stay(server: Server) -> None:
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        server.stop()
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", help="Ask the running server for this model.")
+@click.option("--url", default="http://127.0.0.1:8080", show_default=True)
+@click.option("--key-file", type=click.Path(path_type=Path), help="Token file of the server.")
+@click.option("--management-url", help="Where tokens are renewed. Default: as the server's settings say.")
+@click.option("--store", type=FOLDER, default=STORE, show_default=True, help="Where a local server keeps its tokens.")
+@click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests at a time.")
+@click.option("--artifact", type=FOLDER, help="Predict in this process with an exported model instead.")
+@click.option("--runtime", type=click.Choice(["onnx", "torchscript"]), default="onnx", show_default=True)
+@click.option("--policy", help="Decide by this policy instead of the model's default.")
+@click.option("--heatmap", type=FOLDER, help="Write an overlay PNG for each file into this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def predict(files: tuple[Path, ...], heatmap: Path | None, as_json: bool, **how: Any) -> None:
+    """Score FILES: with --model by a running server, with --artifact in this process."""
+    if (how["model"] is None) == (how["artifact"] is None):
+        raise click.UsageError("Give either --model NAME or --artifact DIR.")
+    wanted: Literal["png", "none"] = "png" if heatmap else "none"
+    source = _in_process if how["artifact"] else _by_server
+    answers = source(files, wanted, how)
+    if heatmap:
+        answers = _save_heatmaps(files, answers, heatmap)
+    failed = (_print_lines if as_json else _print_table)(files, answers)
+    if failed:
+        raise SystemExit(1)  # click returns its own Exit where main() catches errors
+
+
+def _in_process(files: Iterable[Path], heatmap: Literal["png", "none"], how: dict[str, Any]) -> Iterator[Answer]:
+    """Predict file by file: what is held in memory does not grow with their number."""
+    from medad_serve.errors import InputError
+    from medad_serve.predictor import Options, Predictor
+
+    predictor = Predictor.load(how["artifact"], runtime=how["runtime"])
+    options = [Options(heatmap=heatmap, policy=how["policy"])]
+    for file in files:
+        try:
+            body = file.read_bytes()  # as the server gets it, so that both answer alike
+        except OSError as error:
+            yield InputError(400, f"the file cannot be read ({error.strerror})", "Check the path").to_json()
+            continue
+        yield predictor.predict([body], options)[0].to_json()
+
+
+def _by_server(files: tuple[Path, ...], heatmap: Literal["png", "none"], how: dict[str, Any]) -> Iterator[Answer]:
+    from medad_serve.client import Client, find_key_file
+
+    key_file = how["key_file"] or find_key_file(how["url"], how["store"])
+    with Client(how["url"], key_file=key_file, management_url=how["management_url"]) as client:
+        asked = None if heatmap == "none" else heatmap
+        yield from client.predict_many(
+            files, how["model"], heatmap=asked, policy=how["policy"], concurrency=how["concurrency"]
+        )
+
+
+def _save_heatmaps(files: tuple[Path, ...], answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
+    """Write each overlay under its file's name, over neither input nor sibling, and put the path in its place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = {file.resolve() for file in files}
+    for file, answer in zip(files, answers, strict=True):
+        if "heatmap" in answer:
+            names = (file.name + (f"-{n}" if n > 1 else "") + ".png" for n in range(1, len(files) * 2 + 2))
+            path = next(folder / name for name in names if (folder / name).resolve() not in taken)
+            taken.add(path.resolve())
+            path.write_bytes(base64.b64decode(answer["heatmap"]["data"]))
+            kept = {key: value for key, value in answer["heatmap"].items() if key != "data"}
+            answer = {**answer, "heatmap": {**kept, "file": str(path)}}
+        yield answer
+
+
+def _print_lines(files: Iterable[Path], answers: Iterable[Answer]) -> int:
+    failed = 0
+    for file, answer in zip(files, answers, strict=True):
+        failed += "error" in answer
+        click.echo(json.dumps({"file": str(file), **answer}))
+    return failed
+
+
+def _print_table(files: Iterable[Path], answers: Iterable[Answer]) -> int:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("file", "score", "p-value", "cutoff", "decision", box=None, pad_edge=False)
+    failed = 0
+    notes: dict[str, None] = {}
+    for file, answer in zip(files, answers, strict=True):
+        if fault := answer.get("error"):
+            failed += 1
+            table.add_row(escape(str(file)), "", "", "", f"[red]{fault['code']}[/] {escape(_sentence(fault))}")
+            continue
+        numbers = [f"{answer[key]:.4g}" for key in ("score", "p_value", "cutoff")]
+        table.add_row(escape(str(file)), *numbers, "[bold]anomalous[/]" if answer["anomalous"] else "normal")
+        notes |= dict.fromkeys(answer.get("warnings", ()))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    for note in notes:
+        console.print(f"Warning: {escape(note)}")
+    return failed
+
+
+def _sentence(fault: dict[str, Any]) -> str:
+    return f"{fault['message']}. {fault['hint']}" if fault.get("hint") else str(fault["message"])
+
+
+commands: tuple[click.Command, ...] = (archive, serve, java_home, predict)

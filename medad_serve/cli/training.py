@@ -1,0 +1,122 @@
+"""``train``, ``export`` and ``evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table as RichTable
+
+from medad_serve.cli.console import decoding, err, out, say, table
+from medad_serve.errors import MedadError
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--data", help="Layout and folder, e.g. cq500:DIR.")
+@click.option("--config", help="A recipe that comes with the package, or a YAML file.")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with a run that was stopped.")
+def train(
+    model: str | None,
+    overrides: tuple[str, ...],
+    data: str | None,
+    config: str | None,
+    runs: Path,
+    resume: Path | None,
+) -> None:
+    """Train MODEL on the healthy patients of a data set.
+
+    Settings such as train.max_epochs=20 or settings.latent_dim=32 override defaults and --config. A run that
+    was stopped goes on with --resume RUN.
+    """
+    from medad_serve.report import plot_history
+    from medad_serve.training.config import resolve
+    from medad_serve.training.fit import fit
+    from medad_serve.training.run import METRICS, create_run, open_run
+
+    if resume is not None:
+        if model or overrides or data or config:
+            raise click.UsageError("--resume takes the configuration of the run; name nothing else")
+        run = open_run(resume)
+    elif model is None:
+        raise click.UsageError("name a model; 'medad-serve info' lists them")
+    else:
+        run = create_run(resolve(model, data, config, overrides), runs)
+    say(f"run {run.path}")
+    for note in run.table().notes:
+        say(f"data: {note}")
+    prepared = run.prepared(decoding)
+    for fault in prepared.faults:
+        say(f"left out: {fault}")
+    fit(run, prepared, say)
+    plot_history(run.path / METRICS, run.path / "history.png")
+    out.print(str(run.path), markup=False)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    default=("onnx",),
+    show_default=True,
+    help="onnx, torchscript; repeatable.",
+)
+@click.option("--name", help="Name of the served model [default: the experiment's].")
+@click.option("--model-version", default="1.0", show_default=True)
+def export(run: Path, formats: tuple[str, ...], name: str | None, model_version: str) -> None:
+    """Export RUN to RUN/artifact: calibrated, and proven to score as the trained model does."""
+    from medad_serve.evaluation import export_run
+    from medad_serve.training.run import open_run
+
+    opened = open_run(run)
+    artifact = export_run(opened, formats, name=name, version=model_version, say=say, progress=decoding)
+    out.print(str(artifact), markup=False)
+
+
+def _cell(figure: dict[str, float | None]) -> str:
+    if figure["value"] is None:
+        return "-"
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+def _shown(metrics: dict[str, Any]) -> RichTable:
+    rows = table(
+        f"{metrics['runtime']}, {metrics['split']} patients, {metrics['policy']}",
+        "level", "normal", "abnormal", "AUROC", "AUPRC", "sensitivity", "specificity",
+    )  # fmt: skip
+    for level in ("slice", "patient"):
+        found = metrics[level]
+        figures = [_cell(found[name]) for name in ("auroc", "auprc", "sensitivity", "specificity")]
+        rows.add_row(level, str(found["normal"]), str(found["abnormal"]), *figures)
+    for name, found in metrics["baselines"].items():
+        rows.add_row(f"baseline: {name}", "", "", _cell(found["auroc"]))
+    return rows
+
+
+@click.command()
+@click.argument("path", metavar="RUN|ARTIFACT", type=click.Path(path_type=Path))
+@click.option("--data", help="Layout and folder [default: the data of the run, test patients].")
+@click.option("--runtime", default="onnx", show_default=True, help="Of an artifact: onnx or torchscript.")
+@click.option("--policy", help="Cutoff policy [default: the model's].")
+@click.option("--out", "target", type=click.Path(path_type=Path), help="Where metrics.json goes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
+def evaluate(
+    path: Path, data: str | None, runtime: str, policy: str | None, target: Path | None, as_json: bool
+) -> None:
+    """Measure AUROC, AUPRC, sensitivity and specificity, with intervals, beside trivial baselines."""
+    from medad_serve.evaluation import evaluate as measure
+
+    if not path.is_dir():
+        raise MedadError(f"{path} is no folder", "Name a run or an artifact, e.g. runs/ae")
+    metrics, written = measure(path, data=data, runtime=runtime, policy=policy, out=target, progress=decoding)
+    if as_json:
+        out.print(json.dumps(metrics, indent=1), markup=False)
+    else:
+        out.print(_shown(metrics))
+        err.print(f"written to {written}", markup=False)

@@ -1,0 +1,75 @@
+"""The sample table that every layout fills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medad_serve.errors import MedadError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One file of one patient; ``label`` is 1 for abnormal, 0 for healthy."""
+
+    path: Path
+    patient: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """Samples in a stable order, and what the layout left out and why."""
+
+    samples: tuple[Sample, ...]
+    notes: tuple[str, ...] = ()
+
+    def patients(self) -> dict[str, int]:
+        """Return the label of every patient, in order of first appearance."""
+        return {s.patient: s.label for s in self.samples}
+
+    def where(self, patients: set[str]) -> Table:
+        """Return the samples of some patients."""
+        return Table(tuple(s for s in self.samples if s.patient in patients), self.notes)
+
+
+Options = dict[str, object]
+Layout = Callable[[Path, Options], Table]
+
+
+@dataclass
+class _Registry:
+    layouts: dict[str, Layout] = field(default_factory=dict)
+
+
+_registry = _Registry()
+
+
+def layout(name: str) -> Callable[[Layout], Layout]:
+    """Register a reader of one way to lay out a data set."""
+
+    def add(reader: Layout) -> Layout:
+        _registry.layouts[name] = reader
+        return reader
+
+    return add
+
+
+def read_table(source: str, options: Options | None = None) -> Table:
+    """Read ``layout:directory``; raises MedadError for a folder that cannot be read or holds no healthy scan."""
+    name, colon, directory = source.partition(":")
+    if not colon or name not in _registry.layouts:
+        known = ", ".join(f"{n}:DIR" for n in sorted(_registry.layouts))
+        raise MedadError(f"{source!r} names no data layout", f"Write one of: {known}")
+    root = Path(directory).expanduser()
+    if not root.is_dir():
+        raise MedadError(f"{root} is not a folder that can be read", f"Give the folder of the {name} data")
+    try:
+        table = _registry.layouts[name](root, options or {})
+    except PermissionError:
+        raise MedadError(f"{root} cannot be read: permission denied", "Check the rights of the folder") from None
+    if not any(s.label == 0 for s in table.samples):
+        notes = "; ".join(table.notes)
+        raise MedadError(f"{root} holds no healthy scan" + (f" ({notes})" if notes else ""), "Check reads and files")
+    return table

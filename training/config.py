@@ -1,0 +1,179 @@
+"""The resolved configuration of a run: model defaults, then a recipe or file, then ``key=value``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, field_validator
+
+from medad_serve.calibration import DEFAULT_POLICY, parse_aggregation, parse_policy
+from medad_serve.data.splits import Method, SplitSettings
+from medad_serve.errors import MedadError
+from medad_serve.models import family
+from medad_serve.spec import Frozen, InputSpec, PrepSpec, read_yaml, validated
+
+
+class TrainSettings(Frozen):
+    """How the weights are found."""
+
+    max_epochs: int = Field(250, ge=1)
+    batch_size: int = Field(64, ge=1)
+    optimizer: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    gradient_clip: float | None = Field(None, gt=0)
+    """Largest gradient norm; none leaves gradients as they are."""
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    monitor: str = "val/loss"
+    """What early stopping and the best checkpoint watch; ``val/auroc`` and the like are maximised."""
+    patience: int = Field(50, ge=1)
+    min_delta: float = Field(0.0, ge=0)
+    checkpoint_seconds: float = Field(30.0, ge=0)
+    """Time between two writes of the last checkpoint: what a kill can cost."""
+
+
+class CalibrationSettings(Frozen):
+    """How cutoffs will be made at export; the split is drawn for it."""
+
+    method: Method = "auto"
+    policy: str = DEFAULT_POLICY
+    aggregation: str = "max"
+
+    @field_validator("policy")
+    @classmethod
+    def _policy_is_known(cls, policy: str) -> str:
+        try:
+            parse_policy(policy)
+        except MedadError as error:
+            raise ValueError(str(error)) from None
+        return policy
+
+    @field_validator("aggregation")
+    @classmethod
+    def _aggregation_is_known(cls, name: str) -> str:
+        try:
+            parse_aggregation(name)
+        except MedadError as error:
+            raise ValueError(str(error)) from None
+        return name
+
+
+class RunConfig(Frozen):
+    """Everything that a run was made from; ``config.yaml`` holds it resolved."""
+
+    model: str
+    experiment: str
+    data: str
+    """``layout:directory``."""
+    data_options: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Of the model."""
+    input: InputSpec
+    prep: PrepSpec
+    split: SplitSettings = SplitSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    train: TrainSettings = TrainSettings()
+    seed: int = 0
+    device: str = "auto"
+
+    @field_validator("experiment")
+    @classmethod
+    def _experiment_is_a_folder_name(cls, name: str) -> str:
+        if not name or name != Path(name).name or name.startswith("."):
+            raise ValueError("must be a plain folder name")
+        return name
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file that ``--config`` names: a path, or one of the recipes that come with the package."""
+    if Path(name).is_file():
+        return Path(name)
+    recipes = Path(str(files("medad_serve.training"))) / "recipes"
+    if (recipes / f"{name}.yaml").is_file():
+        return recipes / f"{name}.yaml"
+    known = ", ".join(sorted(p.stem for p in recipes.glob("*.yaml")))
+    raise MedadError(f"there is no configuration {name!r}", f"Name a YAML file or a recipe: {known}")
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merge(out[key], value) if both else value
+    return out
+
+
+def _dotted(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield every field that ``key=value`` can name, e.g. ``train.batch_size``."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _dotted(field.annotation, f"{prefix}{name}.")
+
+
+def _known_keys(model: str) -> set[str]:
+    return {*_dotted(RunConfig), *_dotted(family(model).settings, "settings.")}
+
+
+def parse_overrides(pairs: Iterable[str], model: str) -> dict[str, Any]:
+    """Turn ``key=value`` into nested data; an unknown key is refused with the nearest known one."""
+    known = _known_keys(model)
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise MedadError(f"{pair!r} is no key=value", "Write e.g. train.max_epochs=20")
+        if key not in known and not key.startswith(("data_options.", "prep.window.")):
+            ends = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
+            near = ends or difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {' or '.join(sorted(near))}?" if near else f"Known: {', '.join(sorted(known))}"
+            raise MedadError(f"there is no setting {key!r}", hint)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise MedadError(f"the value of {key} cannot be read", "Write a number, a word or [a, list]") from None
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        out = _merge(out, value)
+    return out
+
+
+def _numbers(data: Any) -> Any:
+    """Read ``1e-4``, which YAML 1.1 takes for text, as the number that it is."""
+    if isinstance(data, dict):
+        return {key: _numbers(value) for key, value in data.items()}
+    if isinstance(data, str) and data[:1] in "+-.0123456789" and "e" in data.lower():
+        try:
+            return float(data)
+        except ValueError:
+            return data
+    return data
+
+
+def resolve(model: str, data: str | None, config: str | None, overrides: Iterable[str]) -> RunConfig:
+    """Resolve a configuration; every fault is one line that names its field."""
+    chosen = family(model)
+    resolved: dict[str, Any] = {
+        "model": model,
+        "experiment": model,
+        "input": chosen.input.model_dump(),
+        "prep": chosen.prep.model_dump(),
+    }
+    if config:
+        stored = read_yaml(recipe_path(config))
+        if stored.get("model", model) != model:
+            raise MedadError(f"configuration {config} is for model {stored['model']}", f"Train {stored['model']}")
+        resolved = _merge(resolved, stored)
+    resolved = _merge(resolved, parse_overrides(overrides, model))
+    if data:
+        resolved["data"] = data
+    if "data" not in resolved:
+        raise MedadError("no data was named", "Give --data LAYOUT:DIR, e.g. --data cq500:DIR")
+    checked = validated(RunConfig, _numbers(resolved), config or "the configuration")
+    full = validated(chosen.settings, checked.settings, f"settings of model {model}")
+    return checked.model_copy(update={"settings": full.model_dump()})

@@ -1,0 +1,141 @@
+"""Train one run: the model, and where calibration is out of fold, one model a fold."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from numpy.typing import NDArray
+
+from medad_serve.data import Prepared
+from medad_serve.errors import MedadError
+from medad_serve.files import write_whole
+from medad_serve.models.base import device_for
+from medad_serve.training.batches import loader
+from medad_serve.training.run import BEST, DONE, LAST, METRICS, Run
+from medad_serve.training.task import DetectorTask, direction, logged
+
+Say = Callable[[str], None]
+
+
+class CsvLog(Callback):
+    """One row an epoch in ``metrics.csv``; a resumed run goes on where its checkpoint stands."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drop rows of epochs that will be trained again."""
+        rows = []
+        if self.path.is_file() and trainer.current_epoch:
+            with self.path.open(newline="") as file:
+                rows = [r for r in csv.reader(file) if r[0] == "epoch" or int(r[0]) < trainer.current_epoch]
+        write_whole(self.path, "".join(",".join(r) + "\n" for r in rows))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Append what the epoch logged."""
+        values = logged(trainer)
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if file.tell() == 0:
+                writer.writerow(["epoch", *values])
+            writer.writerow([trainer.current_epoch, *(f"{v:.8g}" for v in values.values())])
+
+
+def _quiet() -> None:
+    """Keep Lightning's advice on hardware and workers from the user; its errors still come through."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+
+
+def _callbacks(run: Run, folder: Path) -> list[Callback]:
+    train = run.config.train
+    mode = direction(train.monitor)
+    best = ModelCheckpoint(
+        dirpath=folder,
+        filename=Path(BEST).stem,
+        monitor=train.monitor,
+        mode=mode,
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
+    last = ModelCheckpoint(
+        dirpath=folder,
+        filename=Path(LAST).stem,
+        train_time_interval=timedelta(seconds=train.checkpoint_seconds),
+        enable_version_counter=False,
+    )
+    stop = EarlyStopping(train.monitor, min_delta=train.min_delta, patience=train.patience, mode=mode)
+    shown: list[Callback] = [RichProgressBar()] if sys.stderr.isatty() else []
+    return [best, last, stop, CsvLog(folder / METRICS), *shown]
+
+
+def _fit_one(
+    run: Run, data: Prepared, train: NDArray[np.int64], validation: NDArray[np.int64], folder: Path, seed: int
+) -> None:
+    if (folder / DONE).is_file():
+        return
+    folder.mkdir(exist_ok=True)
+    if len(train) < 2:
+        raise MedadError(f"{len(train)} healthy training image is too few", "Add healthy patients")
+    settings = run.config.train
+    L.seed_everything(seed, verbose=False)
+    task = DetectorTask(run.build(), settings, data.labels, data.patients, run.config.calibration.aggregation)
+    callbacks = _callbacks(run, folder)
+    trainer = L.Trainer(
+        accelerator="gpu" if device_for(run.config.device).type == "cuda" else "cpu",
+        devices=1,
+        precision=settings.precision,
+        max_epochs=settings.max_epochs,
+        gradient_clip_val=settings.gradient_clip,
+        callbacks=callbacks,
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=any(isinstance(c, RichProgressBar) for c in callbacks),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+    last = folder / LAST
+    trainer.fit(
+        task,
+        loader(data.tensor, train, settings.batch_size, shuffle=True),
+        loader(data.tensor, validation, settings.batch_size),
+        ckpt_path=str(last) if last.is_file() else None,
+    )
+    if trainer.interrupted:
+        raise MedadError("training was interrupted", f"Run: medad-serve train --resume {run.path}")
+    trainer.save_checkpoint(last)
+    write_whole(folder / DONE, f"{trainer.current_epoch} epochs\n")
+
+
+def fit(run: Run, data: Prepared, say: Say = lambda _: None) -> None:
+    """Train what is not trained yet; call again on the same run to resume it.
+
+    Only healthy training patients are learned from. Validation patients choose the checkpoint, of the folds
+    too.
+    """
+    _quiet()
+    training = run.split.patients("train")
+    validation = data.rows(run.split.patients("validation"))
+    known = set(data.labels[validation].tolist())
+    if known != {0, 1}:
+        raise MedadError("validation lacks usable images of one class", "Check the faults listed, or add patients")
+    rows = data.rows(training, label=0)
+    say(f"{run.config.model}: {len(rows)} training images of {len(training)} healthy patients")
+    _fit_one(run, data, rows, validation, run.path, run.config.seed)
+    for number, folder in enumerate(run.folds()):
+        kept = {p for p in training if run.split.folds[p] != number}
+        say(f"fold {number + 1} of {len(run.folds())}: {len(kept)} patients, for out-of-fold calibration")
+        _fit_one(run, data, data.rows(kept, label=0), validation, folder, run.config.seed + 1 + number)

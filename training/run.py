@@ -1,0 +1,135 @@
+"""The run directory: ``runs/<experiment>/<timestamp>/`` with configuration, split, checkpoints and log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+import yaml
+
+from medad_serve.data import Prepared, Split, Table, load_prepared, read_table, split_patients
+from medad_serve.data.cache import Progress
+from medad_serve.errors import MedadError
+from medad_serve.files import write_whole
+from medad_serve.models import AnomalyModel, Family, family
+from medad_serve.spec import read_yaml, validated
+from medad_serve.training.config import RunConfig
+
+CONFIG, SPLIT, BEST, LAST, METRICS, DONE = (
+    "config.yaml",
+    "split.json",
+    "best.ckpt",
+    "last.ckpt",
+    "metrics.csv",
+    "finished",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run on disk."""
+
+    path: Path
+    config: RunConfig
+    split: Split
+
+    @property
+    def family(self) -> Family:
+        """The registered model of the run."""
+        return family(self.config.model)
+
+    @property
+    def artifact(self) -> Path:
+        """Where export writes."""
+        return self.path / "artifact"
+
+    def fold(self, number: int) -> Path:
+        """Return the folder of one out-of-fold model."""
+        return self.path / f"fold_{number}"
+
+    def folds(self) -> list[Path]:
+        """Return the folders of the out-of-fold models, none where calibration is held out."""
+        return [self.fold(k) for k in sorted(set(self.split.folds.values()))]
+
+    def table(self) -> Table:
+        """Read the data of the run."""
+        return read_table(self.config.data, self.config.data_options)
+
+    def prepared(self, progress: Progress | None = None) -> Prepared:
+        """Return the prepared data of the run; raises MedadError where patients of its split are gone."""
+        table = self.table()
+        missing = set(self.split.roles) - set(table.patients())
+        if missing:
+            raise MedadError(
+                f"{len(missing)} patients of the run are not in {self.config.data}",
+                "Restore the data it was trained on",
+            )
+        return load_prepared(table, self.config.prep, self.config.input, progress=progress)
+
+    def build(self) -> AnomalyModel:
+        """Build the untrained model."""
+        return self.family.build(self.config.prep, self.config.settings)
+
+    def trained(self, folder: Path | None = None) -> AnomalyModel:
+        """Return the model with the best weights, in evaluation mode; ``folder`` picks a fold."""
+        path = (folder or self.path) / BEST
+        if not ((folder or self.path) / DONE).is_file():
+            raise MedadError(
+                f"{folder or self.path} is not trained to its end",
+                f"Run: medad-serve train --resume {self.path}",
+            )
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+            model = self.build()
+            model.load_state_dict({k.removeprefix("model."): v for k, v in state.items()})
+        except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+            raise MedadError(f"{path} cannot be read ({type(error).__name__})", "Train again") from None
+        return model.eval()
+
+
+def create_run(config: RunConfig, root: Path) -> Run:
+    """Read the data, draw the split and write a fresh run directory."""
+    table = read_table(config.data, config.data_options)
+    labels = table.patients()
+    if 1 not in labels.values():
+        raise MedadError(f"{config.data} holds no abnormal patient", "Validation and test need some of both")
+    split = split_patients(labels, config.split, method=config.calibration.method, policy=config.calibration.policy)
+    stem = root / config.experiment / datetime.now().strftime("%Y%m%d-%H%M%S")
+    path, attempt = stem, 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            attempt += 1
+            path = stem.with_name(f"{stem.name}-{attempt}")
+        except OSError as error:
+            raise MedadError(
+                f"{path} cannot be written ({type(error).__name__})", "Choose another --runs folder"
+            ) from None
+    write_whole(path / SPLIT, split.model_dump_json(indent=1))
+    # config.yaml comes last: a folder that has it is a run that can resume.
+    write_whole(path / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    return Run(path, config, split)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run."""
+    return (path / CONFIG).is_file() and (path / SPLIT).is_file()
+
+
+def open_run(path: Path) -> Run:
+    """Open a run directory; the folder of an experiment means its newest run."""
+    if not is_run(path):
+        runs = sorted(p for p in path.glob("*/") if is_run(p)) if path.is_dir() else []
+        if not runs:
+            raise MedadError(f"{path} is no run", "Name a folder that medad-serve train wrote, e.g. runs/ae")
+        path = runs[-1]
+    config = validated(RunConfig, read_yaml(path / CONFIG), str(path / CONFIG))
+    try:
+        split = Split.model_validate_json((path / SPLIT).read_bytes())
+    except ValueError:
+        raise MedadError(f"{path / SPLIT} is not valid", "Train again") from None
+    return Run(path, config, split)

@@ -1,0 +1,81 @@
+"""The Lightning task: any registered detector, trained on normals, watched on both."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medad_serve.calibration import HeldOut
+from medad_serve.metrics import auprc, auroc
+from medad_serve.models import AnomalyModel
+from medad_serve.training.batches import Batch
+from medad_serve.training.config import TrainSettings
+
+
+class DetectorTask(L.LightningModule):
+    """Minimises ``model.loss`` and logs each of its terms; validation adds AUROC and AUPRC.
+
+    ``labels`` and ``patients`` are indexed by the row numbers that the batches carry.
+    """
+
+    def __init__(
+        self,
+        model: AnomalyModel,
+        settings: TrainSettings,
+        labels: NDArray[np.int64],
+        patients: tuple[str, ...],
+        aggregation: str,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.labels = labels
+        self.patients = patients
+        self.aggregation = aggregation
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """Return the loss of a batch of normals."""
+        terms = self.model.loss(batch[0])
+        for name, value in terms.items():
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(batch[0]))
+        return terms["loss"]
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Score the batch; the loss counts its normals alone."""
+        x, rows = batch
+        normal = x[torch.from_numpy(self.labels[rows.cpu().numpy()] == 0).to(x.device)]
+        if len(normal):
+            for name, value in self.model.loss(normal).items():
+                self.log(f"val/{name}", value, on_epoch=True, batch_size=len(normal), prog_bar=name == "loss")
+        self._seen.append((self.model(x)["score"].float().cpu(), rows.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log AUROC and AUPRC at slice and patient level."""
+        scores, rows = (torch.cat(parts).numpy() for parts in zip(*self._seen, strict=True))
+        self._seen.clear()
+        held_out = HeldOut(scores.astype(np.float64), self.labels[rows], tuple(self.patients[r] for r in rows))
+        for level, data in (("", held_out), ("patient_", held_out.by_patient(self.aggregation))):
+            self.log(f"val/{level}auroc", auroc(data.scores, data.labels), prog_bar=not level)
+            self.log(f"val/{level}auprc", auprc(data.scores, data.labels))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam or AdamW over every parameter."""
+        kind = torch.optim.AdamW if self.settings.optimizer == "adamw" else torch.optim.Adam
+        return kind(self.parameters(), self.settings.learning_rate, weight_decay=self.settings.weight_decay)
+
+
+def direction(metric: str) -> str:
+    """Return whether a monitored value is minimised or maximised."""
+    return "max" if metric.split("/")[-1].endswith(("auroc", "auprc", "accuracy")) else "min"
+
+
+def logged(trainer: L.Trainer) -> dict[str, float]:
+    """Return what an epoch logged, as plain numbers."""
+    metrics = cast(dict[str, Any], trainer.callback_metrics)
+    return {name: float(value) for name, value in sorted(metrics.items())}
