@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,9 @@ class Facts:
     stored_range: tuple[float, float] = (0.0, 1.0)
     """Smallest and largest value that the stored type can hold, rescaled."""
     position: float | None = None
-    """Place of the slice along the normal of its plane, mm."""
+    """Place of the slice along the normal of its plane, mm; of the first frame where there are several."""
+    normal: tuple[float, float, float] | None = None
+    """Unit normal of the slice's plane in patient coordinates, rounded to 0.001."""
     series: str = ""
     """A digest that is equal for files of one series (the UID itself is not kept)."""
     notes: tuple[str, ...] = ()
@@ -38,7 +40,7 @@ class Pixels:
     ``array`` is float32 ``(frames, H, W)``, or ``(frames, H, W, 3)`` for colour, after the modality rescale
     (HU for CT). ``padding`` marks pixels that hold no measurement, with the shape of ``array``.
     ``inverted`` says that low values are shown bright (MONOCHROME1): prepare() turns them after the window,
-    the order of PS3.3 C.7.6.3.1.2.
+    the order of PS3.3 C.7.6.3.1.2. ``spacing_mm`` is (between rows, between columns).
     """
 
     array: NDArray[np.float32]
@@ -63,3 +65,8 @@ class Pixels:
         rows = slice(index, index + 1)
         padding = None if self.padding is None else self.padding[rows]
         return replace(self, array=self.array[rows], padding=padding)
+
+
+def is_grey(array: NDArray[Any]) -> bool:
+    """Whether the three channels (last axis) are equal everywhere."""
+    return bool((array[..., 0] == array[..., 1]).all() and (array[..., 1] == array[..., 2]).all())

@@ -1,0 +1,7 @@
+"""Decoding: bytes or a path become rescaled ``Pixels``; every fault of the input is an ``InputError``."""
+
+from medad_serve.io.decode import decode
+from medad_serve.io.limits import DEFAULT_LIMITS, Limits
+from medad_serve.io.pixels import Facts, Pixels
+
+__all__ = ["DEFAULT_LIMITS", "Facts", "Limits", "Pixels", "decode"]
