@@ -45,7 +45,7 @@ def normals_needed(policy: str) -> int:
     name, value = parse_policy(policy)
     if name == "specificity" and value is not None:
         return math.ceil(1 / (1 - value) - 1)
-    return 0 if name == "value" else 1
+    return 0 if name in ("value", "sensitivity") else 1
 
 
 def just_above(score: float) -> float:
