@@ -1,0 +1,21 @@
+"""Phantoms: synthetic data of known truth, written as a user's own would lie on disk, one writer a kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from medad_serve.data.phantoms.head_ct import write_head_ct
+
+
+class Writer(Protocol):
+    """Fills ``out`` with healthy and abnormal patients, whole or not at all; the seed decides every byte."""
+
+    def __call__(self, out: Path, *, healthy: int, abnormal: int, slices: int, seed: int) -> None:
+        """Write them; raises MedadError where ``out`` is occupied."""
+
+
+WRITERS: dict[str, Writer] = {"head-ct": write_head_ct}
+"""By kind, as the command line and a model's registration name it."""
+
+__all__ = ["WRITERS", "Writer", "write_head_ct"]
