@@ -34,7 +34,7 @@ def check_frames(ds: Dataset, layout: Layout, syntax: UID) -> tuple[str, ...]:
         fault = f"{label('PixelData')} holds fewer frames than {label('NumberOfFrames')}"
         raise InputError(400, fault, "The file is cut short: send it whole")
     excess = found - layout.frames
-    return (f"{excess} frames beyond {label('NumberOfFrames')} left out",) if excess else ()
+    return (f"frames beyond {label('NumberOfFrames')} left out: {excess}",) if excess else ()
 
 
 def _offsets(ds: Dataset) -> tuple[bytes, bytes] | None:

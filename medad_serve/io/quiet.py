@@ -18,6 +18,7 @@ _LOGGERS = [
 _lock = threading.Lock()
 _inside = 0
 _filters: warnings.catch_warnings[None] | None = None
+_restore: list[tuple[logging.Logger, bool]] = []
 
 
 @contextmanager
@@ -35,8 +36,7 @@ def quiet() -> Iterator[None]:
             _filters.__enter__()
             # stacklevel lets a pydicom warning count as its caller's
             warnings.filterwarnings("ignore", module=r"pydicom|medad_serve\.io")
-            before = [(logger, logger.disabled) for logger in _LOGGERS]
-            _restore[:] = before
+            _restore[:] = [(logger, logger.disabled) for logger in _LOGGERS]
             for logger in _LOGGERS:
                 logger.disabled = True
     try:
@@ -48,6 +48,3 @@ def quiet() -> Iterator[None]:
                 _filters.__exit__(None, None, None)
                 for logger, disabled in _restore:
                     logger.disabled = disabled
-
-
-_restore: list[tuple[logging.Logger, bool]] = []

@@ -57,7 +57,7 @@ def _native(ds: Dataset, layout: Layout, little: bool) -> tuple[NDArray[Any], tu
     order = layout.dtype if little else layout.dtype.newbyteorder(">")
     array = np.frombuffer(data, order, count).reshape(layout.frames, layout.rows, layout.columns)
     excess = (len(data) - need) // (need // layout.frames)
-    notes = (f"{excess} frames beyond {label('NumberOfFrames')} left out",) if excess else ()
+    notes = (f"frames beyond {label('NumberOfFrames')} left out: {excess}",) if excess else ()
     return array.astype(layout.dtype, copy=False), notes
 
 

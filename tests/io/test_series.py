@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medad_serve.errors import InputError
+from medad_serve.io import Limits, decode
+from medad_serve.io.series import read_members
+
+AXIAL = [1, 0, 0, 0, 1, 0]
+
+
+@pytest.fixture
+def slices(make_dicom: Any, slice_16: Any) -> list[bytes]:
+    """Five slices whose values tell their number, at z = 0, 5, ... 20."""
+    tags = [{"ImagePositionPatient": [0, 0, 5 * i], "ImageOrientationPatient": AXIAL} for i in range(5)]
+    return [make_dicom(np.full_like(slice_16, i), **t) for i, t in enumerate(tags)]
+
+
+def test_slices_are_ordered_along_the_normal(make_zip: Any, slices: list[bytes]) -> None:
+    pixels = decode(make_zip([slices[i] for i in (3, 0, 4, 1, 2)]))
+    assert pixels.array[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert pixels.facts.position == 0
+    assert pixels.facts.notes == ()
+
+
+def test_reversed_normal_turns_the_order(make_zip: Any, make_dicom: Any, slice_16: Any) -> None:
+    turned = [-1, 0, 0, 0, 1, 0]
+    tags = [{"ImagePositionPatient": [0, 0, z], "ImageOrientationPatient": turned} for z in (0, 5)]
+    pixels = decode(make_zip([make_dicom(np.full_like(slice_16, i), **t) for i, t in enumerate(tags)]))
+    assert pixels.array[:, 0, 0].tolist() == [1, 0]
+
+
+def test_slices_without_position_keep_archive_order_and_say_so(make_zip: Any, make_dicom: Any, slice_16: Any) -> None:
+    pixels = decode(make_zip([make_dicom(np.full_like(slice_16, i)) for i in (2, 0, 1)]))
+    assert pixels.array[:, 0, 0].tolist() == [2, 0, 1]
+    assert "order of the ZIP" in pixels.facts.notes[0]
+
+
+def test_what_is_left_out_is_counted(make_zip: Any, make_dicom: Any, slice_16: Any, slices: list[bytes]) -> None:
+    place = {"ImagePositionPatient": [0, 0, 99], "ImageOrientationPatient": AXIAL}
+    others = [
+        make_dicom(slice_16, SeriesInstanceUID="1.2.3", **place),
+        make_dicom(slice_16, SeriesInstanceUID="1.2.4", **place),
+        make_dicom(slice_16[:20], **place),
+        make_dicom(slice_16, ImagePositionPatient=[0, 0, 0], ImageOrientationPatient=[0, 1, 0, 0, 0, 1]),
+        b"a note to myself",
+        slices[0][:-100],
+    ]
+    pixels = decode(make_zip([*others, *slices]))
+    assert pixels.array[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    text = "\n".join(pixels.facts.notes)
+    assert "2 files of another series left out" in text
+    assert "1 file of another size left out" in text
+    assert "1 file of another orientation left out" in text
+    assert "1 file left out: it is no DICOM file" in text
+    assert "1 file left out: (7FE0,0010) Pixel Data is shorter" in text
+
+
+def test_padding_is_kept_where_only_some_slices_have_it(make_zip: Any, make_dicom: Any, slice_16: Any) -> None:
+    padded = slice_16.copy()
+    padded[0] = -2000
+    pixels = decode(make_zip([make_dicom(a, PixelPaddingValue=-2000) for a in (slice_16, padded)]))
+    assert pixels.padding.shape == pixels.array.shape
+    assert not pixels.padding[0].any()
+    assert pixels.padding[1].sum() == slice_16.shape[1]
+
+
+def test_multi_frame_members_are_stacked(make_zip: Any, make_dicom: Any, slice_16: Any) -> None:
+    assert decode(make_zip([make_dicom(np.stack([slice_16] * 3))] * 2)).frames == 6
+
+
+def test_litter_of_operating_systems_is_not_counted(make_zip: Any, slices: list[bytes]) -> None:
+    buffer = io.BytesIO(make_zip(slices))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr("__MACOSX/._0.dcm", b"x")
+        archive.writestr("folder/.DS_Store", b"x")
+        archive.writestr("folder/", b"")
+    assert decode(buffer.getvalue()).facts.notes == ()
+
+
+def test_nothing_readable_is_400_with_the_reasons(make_zip: Any, secret: str) -> None:
+    for members in ([], [b"text"], [b"text", b"\x89PNG\r\n\x1a\n"]):
+        with pytest.raises(InputError, match="no file of the ZIP is a readable DICOM image") as error:
+            decode(make_zip(members))
+        assert error.value.code == 400
+        assert secret not in str(error.value)
+
+
+def test_zip_bomb_is_413(make_zip: Any) -> None:
+    bomb = make_zip([b"\0" * 20_000_000] * 3)
+    assert len(bomb) < 100_000
+    with pytest.raises(InputError) as error:
+        decode(bomb, Limits(max_bytes=30_000_000))
+    assert error.value.code == 413
+
+
+def test_declared_sizes_are_not_believed(make_zip: Any) -> None:
+    bomb = make_zip([b"\0" * 5_000_000])
+    real, fake = struct.pack("<I", 5_000_000), struct.pack("<I", 10)
+    with pytest.raises(InputError) as error:  # zipfile stops at the declared end, where the CRC is wrong
+        read_members(bomb.replace(real, fake), Limits(max_bytes=1_000_000))
+    assert error.value.code == 400
+
+
+def test_too_many_members_is_413(make_zip: Any) -> None:
+    with pytest.raises(InputError, match="more than 20 files") as error:
+        decode(make_zip([b"x"] * 21), Limits(max_members=20))
+    assert error.value.code == 413
+
+
+def test_too_many_values_together_is_413(make_zip: Any, slices: list[bytes], slice_16: Any) -> None:
+    with pytest.raises(InputError) as error:
+        decode(make_zip(slices), Limits(max_values=slice_16.size * 4))
+    assert error.value.code == 413
+
+
+def test_nested_zip_is_415(make_zip: Any, slices: list[bytes]) -> None:
+    with pytest.raises(InputError, match="another ZIP") as error:
+        decode(make_zip([make_zip(slices)]))
+    assert error.value.code == 415
+
+
+def test_encrypted_zip_is_415(make_zip: Any) -> None:
+    data = bytearray(make_zip([b"x" * 100]))
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + offset] |= 1
+    with pytest.raises(InputError, match="encrypted") as error:
+        decode(bytes(data))
+    assert error.value.code == 415
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_inflate_without_bound_are_415(make_zip: Any, method: int) -> None:
+    with pytest.raises(InputError, match="other than deflate") as error:
+        decode(make_zip([b"x" * 100], method))
+    assert error.value.code == 415
+
+
+def test_truncated_zip_is_400(make_zip: Any, slices: list[bytes]) -> None:
+    data = make_zip(slices)
+    with pytest.raises(InputError) as error:
+        decode(data[: len(data) // 2])
+    assert error.value.code == 400
