@@ -32,7 +32,7 @@ class CsvLog(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop rows of epochs that will be trained again."""
         rows = []
         if self.path.is_file() and trainer.current_epoch:

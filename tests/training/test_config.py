@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medad_serve.errors import MedadError
+from medad_serve.training.config import resolve
+
+DATA = "cq500:somewhere"
+
+
+def test_defaults_are_the_sources() -> None:
+    config = resolve("ae", DATA, None, [])
+    assert (config.train.max_epochs, config.train.batch_size, config.train.learning_rate) == (250, 64, 1e-3)
+    assert config.train.optimizer == "adam"
+    assert config.settings == {"width": 16, "latent_dim": 16, "hidden_dim": 2048}
+    assert (config.prep.window.center, config.prep.window.width, config.prep.size) == (40, 80, (64, 64))
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"data: {DATA}\ntrain: {{max_epochs: 7, batch_size: 8}}\nsettings: {{width: 8}}\n")
+    config = resolve("ae", None, str(file), ["train.batch_size=4", "train.learning_rate=1e-4", "prep.size=[32, 32]"])
+    assert (config.train.max_epochs, config.train.batch_size, config.train.learning_rate) == (7, 4, 1e-4)
+    assert config.settings["width"] == 8
+    assert config.prep.size == (32, 32)
+    assert config.prep.window.center == 40
+
+
+def test_recipe_by_name() -> None:
+    assert resolve("ae", DATA, "cq500_ae", []).train.max_epochs == 250
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["max_epochs=3"], r"Did you mean train\.max_epochs\?"),
+        (["train.max_epoch=3"], r"train\.max_epochs"),
+        (["train.max_epochs=many"], r"train\.max_epochs: Input should be a valid integer"),
+        (["train.max_epochs=0"], r"train\.max_epochs"),
+        (["train.max_epochs"], "no key=value"),
+        (["settings.width=x"], "width"),
+        (["prep.size=[1]"], "two positive numbers"),
+        (["prep.window.width=0"], "window width must be"),
+        (["calibration.policy=good"], "no cutoff policy"),
+        (["calibration.aggregation=sum"], "no aggregation"),
+        (["experiment=../out"], "plain folder name"),
+        (["train.precision=8"], "precision"),
+    ],
+)
+def test_faults_name_the_field(overrides: list[str], says: str) -> None:
+    with pytest.raises(MedadError, match=says):
+        resolve("ae", DATA, None, overrides)
+
+
+def test_missing_data_and_configuration_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MedadError, match="no data was named"):
+        resolve("ae", None, None, [])
+    with pytest.raises(MedadError, match="cq500_ae"):
+        resolve("ae", DATA, "nothing", [])
+    (tmp_path / "other.yaml").write_text("model: draem\n")
+    with pytest.raises(MedadError, match="is for model draem"):
+        resolve("ae", DATA, str(tmp_path / "other.yaml"), [])
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(MedadError, match="cannot read"):
+        resolve("ae", DATA, str(tmp_path / "broken.yaml"), [])
