@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,10 +146,14 @@ class Client:
     def _key(self, kind: str) -> str | None:
         if self.key_file is None:
             return None
-        try:
-            return str(json.loads(self.key_file.read_text())[kind]["key"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MedadError(f"{self.key_file} holds no {kind} key ({type(error).__name__})", KEY_HINT) from None
+        for last in (False, False, True):
+            try:
+                return str(json.loads(self.key_file.read_text())[kind]["key"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                fault = type(error).__name__
+            if not last:
+                time.sleep(0.1)  # the server may be writing it this moment
+        raise MedadError(f"{self.key_file} holds no {kind} key ({fault})", KEY_HINT)
 
 
 def _management_url(url: str, key_file: Path | None) -> str:

@@ -16,12 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,7 +27,15 @@ import httpx
 import psutil
 
 from medad_serve.errors import MedadError
-from medad_serve.export.store import PROPERTIES, check_name, model_config, read_properties, verify
+from medad_serve.export.store import (
+    LOGGING,
+    PROPERTIES,
+    check_name,
+    model_config,
+    private_logging,
+    read_properties,
+    verify,
+)
 from medad_serve.files import write_whole
 from medad_serve.java import java_home
 
@@ -137,9 +143,9 @@ class Server:
         command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs"]
         command += ["--model-store", str(self.store), "--ts-config", PROPERTIES]
         command += ["--models", *(f"{name}={name}.mar" for name in names)]
-        if not foreground:
-            write_whole(temporary / "log4j2.xml", _quiet_logging())
-            command += ["--log-config", str(temporary / "log4j2.xml")]
+        # without the console where nobody would rotate what it writes; the log files rotate
+        write_whole(temporary / LOGGING, private_logging(console=foreground))
+        command += ["--log-config", str(temporary / LOGGING)]
         with (self.run_dir / "console.log").open("wb") as console:
             output = None if foreground else console
             done = subprocess.run(
@@ -177,17 +183,21 @@ class Server:
 
     def _is_ready(self, name: str) -> bool:
         try:
-            token = json.loads(self.key_file.read_text())["management"]["key"]
-            answer = httpx.get(
-                f"{self.url('management')}/models/{name}",
-                headers={"Authorization": f"Bearer {token}"},
-                trust_env=False,  # a proxy has no part in loopback
-            )
+            answer = self._manage(f"/models/{name}", "management")
+            if answer.status_code == 400:  # the token can expire before a large model is there
+                self._manage("/token?type=management", "API")
+                return False
             model = answer.json()[0] if answer.status_code == 200 else {}
         except (OSError, ValueError, KeyError, httpx.HTTPError):
             return False
         ready = [worker for worker in model.get("workers", ()) if worker["status"] == "READY"]
         return bool(ready) and len(ready) >= model["minWorkers"]
+
+    def _manage(self, path: str, key: str) -> httpx.Response:
+        token = json.loads(self.key_file.read_text())[key]["key"]
+        headers = {"Authorization": f"Bearer {token}"}
+        # a proxy has no part in loopback
+        return httpx.get(f"{self.url('management')}{path}", headers=headers, trust_env=False)
 
     def _log(self) -> str:
         found = [path for path in (self.run_dir / "console.log", self.logs / "ts_log.log") if path.exists()]
@@ -257,15 +267,6 @@ def _check_port(kind: str, url: str) -> None:
                 f"{kind} port {_port(url)} cannot be opened ({error.strerror})",
                 f"Choose another with --{kind}-port, or end what uses it",
             ) from None
-
-
-def _quiet_logging() -> bytes:
-    """Return TorchServe's own logging without its console, which nobody rotates; its log files rotate."""
-    spec = find_spec("ts")
-    if spec is None or spec.origin is None:
-        raise MedadError("TorchServe is not installed", "Run: pip install torchserve")
-    with zipfile.ZipFile(Path(spec.origin).parent / "frontend" / "model-server.jar") as jar:
-        return jar.read("log4j2.xml").replace(b'<AppenderRef ref="STDOUT"/>', b"")
 
 
 def _last_exception(log: str, model: str) -> str:

@@ -186,9 +186,10 @@ def _print_lines(files: Iterable[Path], answers: Iterable[Answer]) -> int:
 def _print_table(files: Iterable[Path], answers: Iterable[Answer]) -> int:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("file", "score", "p-value", "cutoff", "decision", box=None, pad_edge=False)
+    whole_names = Column("file", overflow="fold")
+    table = Table(whole_names, "score", "p-value", "cutoff", "decision", box=None, pad_edge=False)
     failed = 0
     notes: dict[str, None] = {}
     for file, answer in zip(files, answers, strict=True):
@@ -199,7 +200,9 @@ def _print_table(files: Iterable[Path], answers: Iterable[Answer]) -> int:
         numbers = [f"{answer[key]:.4g}" for key in ("score", "p_value", "cutoff")]
         table.add_row(escape(str(file)), *numbers, "[bold]anomalous[/]" if answer["anomalous"] else "normal")
         notes |= dict.fromkeys(answer.get("warnings", ()))
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 10_000  # a line a file for whatever reads it
     console.print(table)
     for note in notes:
         console.print(f"Warning: {escape(note)}")
