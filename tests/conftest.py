@@ -94,6 +94,7 @@ SMALL = (
     "train.max_epochs=3",
     "settings.hidden_dim=64",
     "calibration.policy=specificity=0.8",
+    "calibration.method=held_out",
 )
 
 

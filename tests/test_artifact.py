@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medad_serve.artifact import MANIFEST, load_manifest
+from medad_serve.errors import MedadError
+from medad_serve.files import whole_directory, write_whole
+
+
+@pytest.fixture
+def copy(artifact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(artifact, tmp_path / "artifact"))
+
+
+def _edit(copy: Path, **fields: object) -> None:
+    data = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps({**data, **fields}))
+
+
+def test_manifest_says_what_was_exported(artifact: Path) -> None:
+    manifest = load_manifest(artifact)
+    assert set(manifest.files) == {"model.onnx", "model.ts"}
+    assert set(manifest.calibrations) == {"onnx/float32", "torchscript/float32"}
+    assert [o.name for o in manifest.outputs] == ["score", "heatmap", "reconstruction"]
+    assert manifest.input_shape == (1, 64, 64)
+    assert manifest.prep.window.center == 40
+    assert manifest.packages["torch"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.ts"])
+def test_an_altered_file_is_named(copy: Path, name: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(bytes(data))
+    with pytest.raises(MedadError, match=f"{name} differs from its digest"):
+        load_manifest(copy)
+
+
+def test_a_missing_file_is_named(copy: Path) -> None:
+    (copy / "model.onnx").unlink()
+    with pytest.raises(MedadError, match=r"model\.onnx is missing"):
+        load_manifest(copy)
+
+
+def test_faults_of_the_manifest_are_named(copy: Path) -> None:
+    _edit(copy, schema_version=99)
+    with pytest.raises(MedadError, match="schema version 99"):
+        load_manifest(copy)
+    _edit(copy, schema_version=1, surprise=1)
+    with pytest.raises(MedadError, match="surprise"):
+        load_manifest(copy)
+    (copy / MANIFEST).write_text("{")
+    with pytest.raises(MedadError, match="not JSON"):
+        load_manifest(copy)
+    (copy / MANIFEST).unlink()
+    with pytest.raises(MedadError, match=r"medad\.json is missing"):
+        load_manifest(copy)
+
+
+def test_files_outside_the_artifact_are_refused(copy: Path) -> None:
+    _edit(copy, files={"../secret": "0"})
+    with pytest.raises(MedadError, match="outside the artifact"):
+        load_manifest(copy)
+
+
+def test_a_failed_write_leaves_the_old_directory(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with whole_directory(target) as beside:
+        (beside / "a").write_text("old")
+
+    def fail() -> None:
+        with whole_directory(target) as beside:
+            (beside / "a").write_text("new")
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        fail()
+    assert (target / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    with whole_directory(target) as beside:
+        (beside / "b").write_text("new")
+    assert [p.name for p in target.iterdir()] == ["b"]
+
+
+def test_a_failed_file_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_whole(path, "old")
+    with pytest.raises(TypeError):
+        write_whole(path, None)  # type: ignore[arg-type]
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_killed_while_writing_there_is_no_half_directory(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from medad_serve.files import whole_directory\n"
+        "with whole_directory(Path(sys.argv[1])) as d:\n"
+        "    (d / 'a').write_text('x'); print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == b"ready"
+    time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out").exists()
