@@ -19,7 +19,7 @@ from medad_serve.errors import InputError, MedadError
 URL = "http://127.0.0.1:8080"
 REFUSED = "InvalidKeyException"
 """What TorchServe calls a missing, wrong or expired token, with status 400."""
-KEY_HINT = "Name the server's key_file.json with --key-file or MEDAD_KEY_FILE"
+KEY_HINT = "Name the server's key_file.json with --key-file or MEDAD_KEY_FILE, or set MEDAD_TOKEN"
 Answer = dict[str, Any]
 
 
@@ -126,7 +126,13 @@ class Client:
             if current != refused:
                 return current
             self._ask_new_token()
-            return self._key("inference")
+            renewed = self._key("inference")
+        if renewed == refused:  # TorchServe tells a new token only through its file
+            raise MedadError(
+                f"the server wrote its new token into its own key_file.json, not into {self.key_file}",
+                "Copy that file again",
+            )
+        return renewed
 
     def _ask_new_token(self) -> None:
         headers = {"Authorization": f"Bearer {self._key('API')}"}

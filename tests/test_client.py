@@ -114,6 +114,25 @@ def test_the_key_file_of_another_server_is_named(server: Server, dicom_files: li
 
 
 @pytest.mark.server
+def test_a_copied_key_file_is_said_to_be_a_copy(server: Server, dicom_files: list[Path], tmp_path: Path) -> None:
+    copy = tmp_path / "key_file.json"
+    expire()
+    copy.write_bytes(server.key_file.read_bytes())
+    client = Client(server.url("inference"), key_file=copy, management_url=server.url("management"))
+    with client, pytest.raises(MedadError, match="Copy that file again"):
+        client.predict(dicom_files[0], "tiny")
+
+
+@pytest.mark.server
+def test_a_token_alone_is_enough(server: Server, dicom_files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with Client(server.url("inference"), key_file=server.key_file) as client:
+        client.predict(dicom_files[0], "tiny")  # renews it where it has expired
+    monkeypatch.setenv("MEDAD_TOKEN", json.loads(server.key_file.read_text())["inference"]["key"])
+    done = run_predict(dicom_files[0], "--model", "tiny", "--url", server.url("inference"), "--json")
+    assert done.exit_code == 0, done.exception
+
+
+@pytest.mark.server
 @pytest.mark.parametrize("name", ["other", "a/b", "é", "../models"])
 def test_an_unknown_model_is_named(client: Client, dicom_files: list[Path], name: str) -> None:
     with pytest.raises(MedadError, match="has no model"):

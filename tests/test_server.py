@@ -6,6 +6,9 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -283,4 +286,32 @@ def test_the_command_starts_and_stops(store: Path) -> None:
     assert f"Serving tiny at http://127.0.0.1:{ports.inference}" in started.output
     stopped = CliRunner().invoke(serve, [*options, "--stop"], catch_exceptions=False)
     assert stopped.exit_code == 0
+    assert Server(store, ports).process() is None
+
+
+def test_a_request_under_way_is_answered_before_the_stop(store: Path, ct: bytes) -> None:
+    server = Server(store, free_ports())
+    server.start(["tiny"])
+    with Client(server.url("inference"), key_file=server.key_file) as client, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.predict, ct, "tiny")  # waits 200 ms for a batch
+        time.sleep(0.1)
+        server.stop(drain=3)
+        assert "score" in asked.result()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_in_the_foreground_ends_with_its_command(store: Path, ending: signal.Signals) -> None:
+    ports = free_ports()
+    command = [sys.executable, "-m", "medad_serve.cli.main", "serve", "--foreground", "--model", "tiny"]
+    command += ["--store", str(store), "--inference-port", str(ports.inference)]
+    command += ["--management-port", str(ports.management), "--metrics-port", str(ports.metrics)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if line.startswith("Logs:"):
+                process.send_signal(ending)
+        assert process.wait(60) == 0, "".join(seen)
+    assert any("MODEL_LOG" in line for line in seen)
     assert Server(store, ports).process() is None

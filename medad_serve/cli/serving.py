@@ -111,6 +111,7 @@ def _stay(server: Server) -> None:
 @click.option("--model", help="Ask the running server for this model.")
 @click.option("--url", default="http://127.0.0.1:8080", show_default=True)
 @click.option("--key-file", type=click.Path(path_type=Path), help="Token file of the server.")
+@click.option("--token", envvar="MEDAD_TOKEN", help="The token itself, where there is no file. [env: MEDAD_TOKEN]")
 @click.option("--management-url", help="Where tokens are renewed. Default: as the server's settings say.")
 @click.option("--store", type=FOLDER, default=STORE, show_default=True, help="Where a local server keeps its tokens.")
 @click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests at a time.")
@@ -152,9 +153,9 @@ def _in_process(files: Iterable[Path], heatmap: Literal["png", "none"], how: dic
 def _by_server(files: tuple[Path, ...], heatmap: Literal["png", "none"], how: dict[str, Any]) -> Iterator[Answer]:
     from medad_serve.client import Client, find_key_file
 
-    key_file = how["key_file"] or find_key_file(how["url"], how["store"])
-    with Client(how["url"], key_file=key_file, management_url=how["management_url"]) as client:
-        asked = None if heatmap == "none" else heatmap
+    key_file = how["key_file"] or (None if how["token"] else find_key_file(how["url"], how["store"]))
+    asked = None if heatmap == "none" else heatmap
+    with Client(how["url"], key_file=key_file, token=how["token"], management_url=how["management_url"]) as client:
         yield from client.predict_many(
             files, how["model"], heatmap=asked, policy=how["policy"], concurrency=how["concurrency"]
         )
