@@ -12,6 +12,7 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from numpy.typing import NDArray
 
@@ -59,9 +60,19 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
 
 
-def _callbacks(run: Run, folder: Path) -> list[Callback]:
+def _callbacks(run: Run, folder: Path, steps: int | None) -> list[Callback]:
     train = run.config.train
     mode = direction(train.monitor)
+    last = ModelCheckpoint(
+        dirpath=folder,
+        filename=Path(LAST).stem,
+        train_time_interval=timedelta(seconds=train.checkpoint_seconds),
+        enable_version_counter=False,
+    )
+    shown: list[Callback] = [RichProgressBar()] if sys.stderr.isatty() else []
+    always: list[Callback] = [last, CsvLog(folder / METRICS), *shown]
+    if steps is not None:
+        return always
     best = ModelCheckpoint(
         dirpath=folder,
         filename=Path(BEST).stem,
@@ -70,20 +81,20 @@ def _callbacks(run: Run, folder: Path) -> list[Callback]:
         save_weights_only=True,
         enable_version_counter=False,
     )
-    last = ModelCheckpoint(
-        dirpath=folder,
-        filename=Path(LAST).stem,
-        train_time_interval=timedelta(seconds=train.checkpoint_seconds),
-        enable_version_counter=False,
-    )
     stop = EarlyStopping(train.monitor, min_delta=train.min_delta, patience=train.patience, mode=mode)
-    shown: list[Callback] = [RichProgressBar()] if sys.stderr.isatty() else []
-    return [best, last, stop, CsvLog(folder / METRICS), *shown]
+    return [best, stop, *always]
 
 
 def _fit_one(
-    run: Run, data: Prepared, train: NDArray[np.int64], validation: NDArray[np.int64], folder: Path, seed: int
+    run: Run,
+    data: Prepared,
+    train: NDArray[np.int64],
+    validation: NDArray[np.int64],
+    folder: Path,
+    seed: int,
+    steps: int | None = None,
 ) -> None:
+    """Train into ``folder``: to the best checkpoint, or for a fixed number of optimizer steps."""
     if (folder / DONE).is_file():
         return
     folder.mkdir(exist_ok=True)
@@ -92,12 +103,13 @@ def _fit_one(
     settings = run.config.train
     L.seed_everything(seed, verbose=False)
     task = DetectorTask(run.build(), settings, data.labels, data.patients, run.config.calibration.aggregation)
-    callbacks = _callbacks(run, folder)
+    callbacks = _callbacks(run, folder, steps)
     trainer = L.Trainer(
         accelerator="gpu" if device_for(run.config.device).type == "cuda" else "cpu",
         devices=1,
         precision=settings.precision,
-        max_epochs=settings.max_epochs,
+        max_epochs=settings.max_epochs if steps is None else -1,
+        max_steps=-1 if steps is None else steps,
         gradient_clip_val=settings.gradient_clip,
         callbacks=callbacks,
         logger=False,
@@ -117,14 +129,21 @@ def _fit_one(
     if trainer.interrupted:
         raise MedadError("training was interrupted", f"Run: medad-serve train --resume {run.path}")
     trainer.save_checkpoint(last)
+    if steps is not None:
+        trainer.save_checkpoint(folder / BEST, weights_only=True)
     write_whole(folder / DONE, f"{trainer.current_epoch} epochs\n")
+
+
+def steps_of_best(folder: Path) -> int:
+    """Return the optimizer steps that the best checkpoint has seen."""
+    return int(torch.load(folder / BEST, map_location="cpu", weights_only=True)["global_step"])
 
 
 def fit(run: Run, data: Prepared, say: Say = lambda _: None) -> None:
     """Train what is not trained yet; call again on the same run to resume it.
 
-    Only healthy training patients are learned from. Validation patients choose the checkpoint, of the folds
-    too.
+    Only healthy training patients are learned from. Validation patients choose the checkpoint; the models of
+    out-of-fold calibration take as many optimizer steps as it had, so that their scores stand for its own.
     """
     _quiet()
     training = run.split.patients("train")
@@ -135,7 +154,9 @@ def fit(run: Run, data: Prepared, say: Say = lambda _: None) -> None:
     rows = data.rows(training, label=0)
     say(f"{run.config.model}: {len(rows)} training images of {len(training)} healthy patients")
     _fit_one(run, data, rows, validation, run.path, run.config.seed)
-    for number, folder in enumerate(run.folds()):
+    folds = run.folds()
+    steps = steps_of_best(run.path) if folds else None
+    for number, folder in enumerate(folds):
         kept = {p for p in training if run.split.folds[p] != number}
-        say(f"fold {number + 1} of {len(run.folds())}: {len(kept)} patients, for out-of-fold calibration")
-        _fit_one(run, data, data.rows(kept, label=0), validation, folder, run.config.seed + 1 + number)
+        say(f"fold {number + 1} of {len(folds)}: {len(kept)} patients, for out-of-fold calibration")
+        _fit_one(run, data, data.rows(kept, label=0), validation, folder, run.config.seed + 1 + number, steps)

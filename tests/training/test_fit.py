@@ -17,7 +17,7 @@ from medad_serve.errors import MedadError
 from medad_serve.evaluation import make_bundle
 from medad_serve.training.batches import loader
 from medad_serve.training.config import resolve
-from medad_serve.training.fit import fit
+from medad_serve.training.fit import fit, steps_of_best
 from medad_serve.training.run import create_run, open_run
 
 
@@ -63,6 +63,7 @@ def test_out_of_fold_models_never_saw_their_fold(cq500: Path, tmp_path: Path) ->
     assert len(weights) == 4
     first = next(iter(weights[0]))
     assert not any(torch.equal(weights[0][first], other[first]) for other in weights[1:])
+    assert [steps_of_best(folder) for folder in run.folds()] == [steps_of_best(run.path)] * 3
     bundle = make_bundle(run, run.prepared())
     assert (bundle.method, bundle.folds) == ("out_of_fold", 3)
     healthy = [p for p in bundle.parts if not p.labels.any()]
