@@ -59,7 +59,7 @@ class Server:
 
     def __init__(self, store: Path, ports: Ports = Ports()) -> None:
         if not store.is_dir():
-            raise MedadError(f"{store} is no model store", "Run: medad-serve archive ARTIFACT")
+            raise MedadError(f"there is no model store at {store}", "Run: medad-serve archive ARTIFACT")
         self.store = store.resolve()
         self.settings = _settings(self.store, ports)
         self.run_dir = run_directory(self.store, _port(self.url("inference")))
@@ -97,9 +97,13 @@ class Server:
         return names
 
     def wait(self) -> None:
-        """Return once the server has ended."""
+        """Return once the server has been stopped; raises MedadError where it ended by itself."""
         while self.process() is not None:
             time.sleep(0.5)
+        time.sleep(1)  # one that stops it removes its state last
+        if (self.run_dir / STATE).exists():
+            self._clean()
+            raise self._failure("TorchServe ended by itself")
 
     def stop(self, *, drain: float = 10, timeout: float = 60) -> None:
         """End the server and return when its processes are gone.
@@ -276,7 +280,7 @@ def _last_exception(log: str, model: str) -> str:
         log = "\n".join(worker.findall(log))
         trace = log.rpartition("Traceback (most recent call last):")[2]
         ends = [line for line in trace.splitlines()[1:] if line and not line[0].isspace()]
-        return ends[0] if ends else ""
+        return re.sub(r"^medad_serve\.errors\.\w+: ", "", ends[0]) if ends else ""
     return next((line for line in reversed(log.splitlines()) if re.search(r"Exception|Error|cannot", line)), "")
 
 

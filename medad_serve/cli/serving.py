@@ -7,12 +7,9 @@ import json
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
-
-if TYPE_CHECKING:
-    from medad_serve.server import Server
 
 Answer = dict[str, Any]
 STORE = Path("model_store")
@@ -91,19 +88,18 @@ def serve(
         return
     if foreground:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
-    names = server.start(models, timeout=timeout, foreground=foreground)
-    click.echo(f"Serving {', '.join(names)} at {server.url('inference')}")
-    click.echo(f"Tokens: {server.key_file}")
-    click.echo(f"Logs: {server.logs}")
-    if foreground:
-        _stay(server)
-
-
-def _stay(server: Server) -> None:
     try:
-        server.wait()
+        names = server.start(models, timeout=timeout, foreground=foreground)
+        click.echo(f"Serving {', '.join(names)} at {server.url('inference')}")
+        click.echo(f"Tokens: {server.key_file}")
+        click.echo(f"Logs: {server.logs}")
+        if foreground:
+            server.wait()
     except KeyboardInterrupt:
-        server.stop()
+        if not foreground:
+            raise
+        if server.process() is not None:
+            server.stop()
 
 
 @click.command()
