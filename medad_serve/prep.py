@@ -52,11 +52,10 @@ def apply_window(values: FloatArray, window: Window) -> FloatArray:
 
 
 def _scaled(values: FloatArray, low: float, high: float) -> FloatArray:
-    """Map [low, high] to [0, 1] and clip, in three passes over one new array."""
+    """Map [low, high] to [0, 1] and clip, in place on one new array."""
     out = np.multiply(values, np.float32(1 / (high - low)))
     out += np.float32(-low / (high - low))
-    np.maximum(out, np.float32(0), out=out)
-    return np.minimum(out, np.float32(1), out=out)
+    return np.clip(out, np.float32(0), np.float32(1), out=out)
 
 
 def display(pixels: Pixels, window: Window | None) -> FloatArray:

@@ -100,7 +100,9 @@ def test_unknown_policies_are_refused(policy: str) -> None:
         parse_policy(policy)
 
 
-@pytest.mark.parametrize(("policy", "needed"), [("specificity=0.95", 19), ("specificity=0.9", 9), ("specificity=0.99", 99)])
+@pytest.mark.parametrize(
+    ("policy", "needed"), [("specificity=0.95", 19), ("specificity=0.9", 9), ("specificity=0.99", 99)]
+)
 def test_too_few_normals_are_refused_with_the_number_it_takes(policy: str, needed: int) -> None:
     assert cal.normals_needed(policy) == needed
     assert cutoff_value(policy, np.arange(needed - 1.0), EMPTY) is None

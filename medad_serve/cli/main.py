@@ -12,6 +12,7 @@ from medad_serve.errors import MedadError
 
 COMMANDS = {
     "archive": ("serving", "archive"),
+    "bench": ("bench", "bench"),
     "evaluate": ("training", "evaluate"),
     "export": ("training", "export"),
     "info": ("info", "info"),
@@ -51,12 +52,11 @@ def cli(debug: bool) -> None:
 def main() -> None:
     """Run the command line: exit code 2 for usage, 1 for failure."""
     try:
-        cli(standalone_mode=False)
+        # Outside standalone mode click returns the code of ctx.exit() and None otherwise.
+        sys.exit(cli(standalone_mode=False))
     except click.exceptions.Abort:
         click.echo("Stopped.", err=True)
         sys.exit(130)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -1,0 +1,54 @@
+# Everything runs in .venv, which the first target that needs it makes. Needs Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUNS ?= runs
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-fast lint format bench docs clean
+
+help:
+	@echo "make quickstart  the whole line on synthetic head CT: train, calibrate, export, serve, report"
+	@echo "make test        the test suite"
+	@echo "make test-fast   without slow tests and servers"
+	@echo "make lint        ruff, mypy --strict, import-linter"
+	@echo "make bench       decode + prepare and epoch time against their floors"
+	@echo "make docs        regenerate the command reference"
+	@echo "make clean       remove .venv, caches and runs"
+
+$(VENV)/.user: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.user
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+quickstart: $(VENV)/.user
+	$(BIN)/medad-serve quickstart --runs $(RUNS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m "not slow and not server"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.user
+	$(BIN)/medad-serve bench --io --epoch
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/make_commands.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis $(RUNS)

@@ -1,0 +1,160 @@
+"""The whole line on synthetic data: write, train, calibrate, export, archive, serve, ask over HTTP, report."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medad_serve.artifact import load_manifest
+from medad_serve.client import Client
+from medad_serve.data import Sample
+from medad_serve.data.phantoms import WRITERS
+from medad_serve.errors import MedadError
+from medad_serve.evaluation import evaluate, export_run
+from medad_serve.export.archive import archive
+from medad_serve.files import whole_directory, write_whole
+from medad_serve.models import family
+from medad_serve.report import Shown, plot_history, write_report
+from medad_serve.server import Ports, Server
+from medad_serve.training.config import resolve
+from medad_serve.training.fit import fit
+from medad_serve.training.run import METRICS, Run, create_run
+
+Say = Callable[[str], None]
+FOLDER = "quickstart"
+PARITY_FORMATS = ("onnx", "torchscript")
+OVERLAYS = 12
+"""Answers shown with their overlay in the report; all are asked for and counted."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is made and trained: sized for three minutes on two cores."""
+
+    healthy: int = 400
+    abnormal: int = 80
+    slices: int = 2
+    overrides: tuple[str, ...] = ("train.max_epochs=80", "train.batch_size=16", "train.patience=80")
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One held-out file, what it truly is and what the server said."""
+
+    sample: Sample
+    answer: dict[str, Any]
+
+    @property
+    def correct(self) -> bool:
+        """Whether the decision is the truth; an error is a wrong decision."""
+        return bool(self.answer.get("anomalous", not self.sample.label) == bool(self.sample.label))
+
+
+def quickstart(
+    runs: Path, model: str = "ae", *, seed: int = 0, plan: Plan = Plan(), say: Say = lambda _: None
+) -> dict[str, Any]:
+    """Run everything below ``RUNS/quickstart`` and return what ``summary.json`` there holds, each figure measured."""
+    started = time.monotonic()
+    chosen = family(model)
+    home = runs / FOLDER
+    data = home / "data"
+    say(f"1/6 writing {plan.healthy + plan.abnormal} synthetic {chosen.phantom} patients as DICOM to {data}")
+    with whole_directory(data) as beside:
+        WRITERS[chosen.phantom](beside, healthy=plan.healthy, abnormal=plan.abnormal, slices=plan.slices, seed=seed)
+    config = resolve(model, f"cq500:{data}", None, [f"experiment={FOLDER}", f"seed={seed}", *plan.overrides])
+    run = create_run(config, runs)
+    say(f"2/6 training {model} on healthy patients only, in {run.path}")
+    fit(run, run.prepared())
+    say("3/6 exporting: calibrating cutoffs over the exported file, proving parity")
+    name = f"quickstart-{model}"
+    artifact = export_run(run, PARITY_FORMATS, name=name, say=say)
+    metrics, metrics_file = evaluate(artifact)
+    say("4/6 archiving for TorchServe and starting it")
+    store = home / "model_store"
+    archive(artifact, store)
+    sent = _ask(run, store, name, say)
+    say("6/6 writing the report")
+    summary = _summary(artifact, metrics, sent)
+    shown = _overlays(sent, home / "overlays")
+    plot_history(run.path / METRICS, run.path / "history.png")
+    summary["seconds"] = round(time.monotonic() - started, 1)
+    facts = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in summary.items()}
+    plots = [("Scores of the test patients", metrics_file.with_suffix(".png")), ("Training", run.path / "history.png")]
+    write_report(home / "report.html", title=f"medad-serve quickstart: {model}", facts=facts, plots=plots, shown=shown)
+    write_whole(home / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _ask(run: Run, store: Path, name: str, say: Say) -> list[Sent]:
+    """Serve the store on free ports, send every slice of the test patients over HTTP, stop the server."""
+    test = run.split.patients("test")
+    samples = [s for s in run.table().samples if s.patient in test]
+    server = Server(store, Ports(*_free_ports(3)))
+    with ExitStack() as stack:
+        server.start([name])
+        stack.callback(server.stop)
+        say(f"5/6 sending {len(samples)} held-out DICOM files to {server.url('inference')}")
+        client = stack.enter_context(Client(server.url("inference"), key_file=server.key_file))
+        answers = list(client.predict_many([s.path for s in samples], name, heatmap="png"))
+    return [Sent(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on, so that a server of the user's own is left alone."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _share(sent: list[Sent], label: int) -> float:
+    of_class = [s.correct for s in sent if s.sample.label == label]
+    return sum(of_class) / len(of_class)
+
+
+def _summary(artifact: Path, metrics: dict[str, Any], sent: list[Sent]) -> dict[str, Any]:
+    failed = [s.answer["error"] for s in sent if "error" in s.answer]
+    if failed:
+        raise MedadError(f"{len(failed)} requests failed, e.g. {failed[0]['message']}", failed[0].get("hint", ""))
+    return {
+        "auroc": metrics["slice"]["auroc"]["value"],
+        "auroc_low": metrics["slice"]["auroc"]["low"],
+        "auroc_high": metrics["slice"]["auroc"]["high"],
+        "auroc_patient": metrics["patient"]["auroc"]["value"],
+        "auroc_of_mean_intensity": metrics["baselines"]["mean"]["auroc"]["value"],
+        "auroc_of_99th_percentile": metrics["baselines"]["p99"]["auroc"]["value"],
+        "specificity": _share(sent, 0),
+        "sensitivity": _share(sent, 1),
+        "parity_max_abs_diff": max(p.max_absolute_difference for p in load_manifest(artifact).parity),
+        "requests": len(sent),
+        "wrong_decisions": sum(not s.correct for s in sent),
+    }
+
+
+def _overlays(sent: list[Sent], folder: Path) -> list[Shown]:
+    """Write the overlay of every answer; return those for the report, the classes in turn."""
+    shown: dict[int, list[Shown]] = {0: [], 1: []}
+    with whole_directory(folder) as beside:
+        for index, each in enumerate(sent):
+            file = f"{index:03d}-{'haemorrhage' if each.sample.label else 'healthy'}.png"
+            (beside / file).write_bytes(base64.b64decode(each.answer["heatmap"]["data"]))
+            shown[each.sample.label].append(
+                Shown(
+                    name=file,
+                    truth="abnormal" if each.sample.label else "healthy",
+                    answer="anomalous" if each.answer["anomalous"] else "normal",
+                    score=each.answer["score"],
+                    p_value=each.answer["p_value"],
+                    correct=each.correct,
+                    overlay=folder / file,
+                )
+            )
+    return [*shown[1][: OVERLAYS // 2], *shown[0][: OVERLAYS // 2]]
