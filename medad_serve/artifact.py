@@ -36,6 +36,12 @@ def parse_manifest(text: str | bytes, source: str) -> Manifest:
     return validated(Manifest, data, source)
 
 
+def locate(path: Path) -> Path:
+    """Return the artifact that a path means: itself, that of a run, or that of an experiment's newest run."""
+    places = [path, path / "artifact", *(run / "artifact" for run in sorted(path.glob("*/"), reverse=True))]
+    return next((place for place in places if (place / MANIFEST).is_file()), path)
+
+
 def load_manifest(directory: Path) -> Manifest:
     """Read and verify an artifact: schema, presence and digest of every file, each fault by name."""
     path = directory / MANIFEST

@@ -133,17 +133,21 @@ def evaluate(
     path: Path,
     *,
     data: str | None = None,
-    runtime: str = "onnx",
+    runtime: str | None = None,
     policy: str | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Measure a run (its trained model) or an artifact (an exported one); returns metrics and their file.
+    """Measure a run (its trained model; its artifact where ``runtime`` names one) or an artifact.
+
+    Returns the metrics and the file that holds them.
 
     Data that the model was made from counts by its test patients alone; other data counts whole.
     """
-    if (path / MANIFEST).is_file():
-        subject = _artifact_subject(path, runtime, data, progress)
+    if runtime and not (path / MANIFEST).is_file():
+        path = open_run(path).artifact
+    if runtime or (path / MANIFEST).is_file():
+        subject = _artifact_subject(path, runtime or "onnx", data, progress)
         default = path.parent / "metrics.json" if is_run(path.parent) else path.with_name(f"{path.name}.metrics.json")
     else:
         run = open_run(path)

@@ -211,7 +211,7 @@ class Predictor:
             np.save(buffer, on_source)
             data = buffer.getvalue()
         else:
-            shown = display(item.pixels.frame(frame), self.manifest.prep.window)[0]
+            shown = display(item.pixels.part(frame), self.manifest.prep.window)[0]
             data = encode_png(overlay(shown, on_source, self.calibration.heatmap_scale))
         return Heatmap(format=item.options.heatmap, frame=frame, data=base64.b64encode(data).decode())
 

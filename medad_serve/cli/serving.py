@@ -35,11 +35,12 @@ def archive(
     max_batch_delay: int,
     response_timeout: int,
 ) -> None:
-    """Pack ARTIFACT, an exported model, as a .mar file for TorchServe."""
+    """Pack ARTIFACT, an exported model or the run that it lies in, as a .mar file for TorchServe."""
+    from medad_serve.artifact import locate
     from medad_serve.export.archive import archive as pack
 
     mar = pack(
-        artifact,
+        locate(artifact),
         store,
         name=name,
         runtime=runtime,
@@ -132,10 +133,11 @@ def predict(files: tuple[Path, ...], heatmap: Path | None, as_json: bool, **how:
 
 def _in_process(files: Iterable[Path], heatmap: Literal["png", "none"], how: dict[str, Any]) -> Iterator[Answer]:
     """Predict file by file: what is held in memory does not grow with their number."""
+    from medad_serve.artifact import locate
     from medad_serve.errors import InputError
     from medad_serve.predictor import Options, Predictor
 
-    predictor = Predictor.load(how["artifact"], runtime=how["runtime"])
+    predictor = Predictor.load(locate(how["artifact"]), runtime=how["runtime"])
     options = [Options(heatmap=heatmap, policy=how["policy"])]
     for file in files:
         try:

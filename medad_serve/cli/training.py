@@ -102,12 +102,12 @@ def _shown(metrics: dict[str, Any]) -> RichTable:
 @click.command()
 @click.argument("path", metavar="RUN|ARTIFACT", type=click.Path(path_type=Path))
 @click.option("--data", help="Layout and folder [default: the data of the run, test patients].")
-@click.option("--runtime", default="onnx", show_default=True, help="Of an artifact: onnx or torchscript.")
+@click.option("--runtime", help="onnx or torchscript [default: eager for a run, onnx for an artifact].")
 @click.option("--policy", help="Cutoff policy [default: the model's].")
 @click.option("--out", "target", type=click.Path(path_type=Path), help="Where metrics.json goes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
 def evaluate(
-    path: Path, data: str | None, runtime: str, policy: str | None, target: Path | None, as_json: bool
+    path: Path, data: str | None, runtime: str | None, policy: str | None, target: Path | None, as_json: bool
 ) -> None:
     """Measure AUROC, AUPRC, sensitivity and specificity, with intervals, beside trivial baselines."""
     from medad_serve.evaluation import evaluate as measure

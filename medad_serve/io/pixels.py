@@ -60,11 +60,10 @@ class Pixels:
         """Number of frames."""
         return int(self.array.shape[0])
 
-    def frame(self, index: int) -> Pixels:
-        """Return one frame, ``(1, H, W)``, as views."""
-        rows = slice(index, index + 1)
-        padding = None if self.padding is None else self.padding[rows]
-        return replace(self, array=self.array[rows], padding=padding)
+    def part(self, index: int, rows: slice = slice(None)) -> Pixels:
+        """Return one frame, or rows of it, as views: ``(1, rows, W)``."""
+        padding = None if self.padding is None else self.padding[index : index + 1, rows]
+        return replace(self, array=self.array[index : index + 1, rows], padding=padding)
 
 
 def is_grey(array: NDArray[Any]) -> bool:
