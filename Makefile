@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint format bench docs clean
+.PHONY: help quickstart test test-fast lint format bench clean
 
 help:
 	@echo "make quickstart  the whole line on synthetic head CT: train, calibrate, export, serve, report"
@@ -13,7 +13,6 @@ help:
 	@echo "make test-fast   without slow tests and servers"
 	@echo "make lint        ruff, mypy --strict, import-linter"
 	@echo "make bench       decode + prepare and epoch time against their floors"
-	@echo "make docs        regenerate the command reference"
 	@echo "make clean       remove .venv, caches and runs"
 
 $(VENV)/.user: setup.cfg pyproject.toml
@@ -46,9 +45,6 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.user
 	$(BIN)/medad-serve bench --io --epoch
-
-docs: $(VENV)/.dev
-	$(BIN)/python docs/make_commands.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis $(RUNS)

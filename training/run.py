@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import yaml
@@ -84,7 +85,7 @@ class Run:
             state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
             model = self.build()
             model.load_state_dict({k.removeprefix("model."): v for k, v in state.items()})
-        except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
             raise MedadError(f"{path} cannot be read ({type(error).__name__})", "Train again") from None
         return model.eval()
 

@@ -33,25 +33,25 @@ def train(
     Settings such as train.max_epochs=20 or settings.latent_dim=32 override defaults and --config. A run that
     was stopped goes on with --resume RUN.
     """
-    from medad_serve.report import plot_history
+    if resume is not None and (model or overrides or data or config):
+        raise click.UsageError("--resume takes the configuration of the run; name nothing else")
+    if resume is None and model is None:
+        raise click.UsageError("name a model; 'medad-serve info' lists them")
+
     from medad_serve.training.config import resolve
-    from medad_serve.training.fit import fit
     from medad_serve.training.run import METRICS, create_run, open_run
 
-    if resume is not None:
-        if model or overrides or data or config:
-            raise click.UsageError("--resume takes the configuration of the run; name nothing else")
-        run = open_run(resume)
-    elif model is None:
-        raise click.UsageError("name a model; 'medad-serve info' lists them")
-    else:
-        run = create_run(resolve(model, data, config, overrides), runs)
+    run = open_run(resume) if resume else create_run(resolve(str(model), data, config, overrides), runs)
     say(f"run {run.path}")
     for note in run.table().notes:
         say(f"data: {note}")
     prepared = run.prepared(decoding)
     for fault in prepared.faults:
         say(f"left out: {fault}")
+
+    from medad_serve.report import plot_history
+    from medad_serve.training.fit import fit
+
     fit(run, prepared, say)
     plot_history(run.path / METRICS, run.path / "history.png")
     out.print(str(run.path), markup=False)
@@ -110,10 +110,11 @@ def evaluate(
     path: Path, data: str | None, runtime: str | None, policy: str | None, target: Path | None, as_json: bool
 ) -> None:
     """Measure AUROC, AUPRC, sensitivity and specificity, with intervals, beside trivial baselines."""
-    from medad_serve.evaluation import evaluate as measure
-
     if not path.is_dir():
         raise MedadError(f"{path} is no folder", "Name a run or an artifact, e.g. runs/ae")
+
+    from medad_serve.evaluation import evaluate as measure
+
     metrics, written = measure(path, data=data, runtime=runtime, policy=policy, out=target, progress=decoding)
     if as_json:
         out.print(json.dumps(metrics, indent=1), markup=False)

@@ -1,0 +1,90 @@
+"""The README's commands and the worked example of CONTRIBUTING, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def _blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def _commands(blocks: list[str]) -> list[str]:
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
+    script = "set -e\n" + "\n".join(_commands(_blocks(README, "bash")))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "TMPDIR": str(tmp_path)}
+    work = tmp_path / "work"
+    work.mkdir()
+    try:
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=work, env=environment, capture_output=True, text=True, timeout=540
+        )
+    finally:
+        subprocess.run(["torchserve", "--stop"], cwd=work, env=environment, capture_output=True)
+        subprocess.run(["medad-serve", "serve", "--stop"], cwd=work, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    assert '"policy": "specificity=0.9"' in done.stdout  # what curl was answered
+    assert list((work / "overlays").glob("*.png"))
+
+
+def test_make_targets_that_the_readme_names_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(
+        re.findall(r"make ([a-z-]+)", " ".join(_blocks(README, "console")) + " ".join(re.findall(r"`[^`]+`", README)))
+    )
+    assert {"quickstart", "test"} <= named <= targets
+
+
+def test_error_table_names_every_code_that_the_code_uses() -> None:
+    used: set[str] = set()
+    for folder in ("medad_serve", "handlers"):
+        for file in (ROOT / folder).rglob("*.py"):
+            used |= set(re.findall(r"InputError\(\s*(4\d\d)", file.read_text()))
+    listed = set(re.findall(r"^\| (4\d\d) \|", README, re.MULTILINE))
+    assert used == listed
+
+
+def test_the_model_of_contributing_passes_the_conformance_suite(tmp_path: Path) -> None:
+    """In a process of its own: registering here would add the model to every other test."""
+    example = _blocks((ROOT / "CONTRIBUTING.md").read_text(), "python")[0]
+    (tmp_path / "linear_example.py").write_text(example)
+    suite = ROOT / "tests" / "conformance" / "test_models.py"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            str(suite),
+            "-p",
+            "linear_example",
+            "-k",
+            "linear",
+            "-p",
+            "no:cacheprovider",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed, done.stdout[-500:]
+    assert int(passed[1]) >= suite.read_text().count("\ndef test_")
