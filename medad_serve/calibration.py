@@ -247,11 +247,23 @@ class Decision:
     anomalous: bool
 
 
-def decide(score: float, level: LevelCalibration, policy: str) -> Decision:
-    """Hold a score against the cutoff of a calibrated policy; raises MedadError for one that was not made."""
-    for cutoff in level.cutoffs:
-        if cutoff.policy == policy:
-            p = p_value(score, np.asarray(level.normal_scores), level.n)
-            return Decision(score, p, cutoff.value, policy, score >= cutoff.value)
-    made = ", ".join(c.policy for c in level.cutoffs)
-    raise MedadError(f"policy {policy!r} was not calibrated", f"This model has: {made}")
+class Decider:
+    """Holds scores against the cutoffs of one level."""
+
+    def __init__(self, level: LevelCalibration) -> None:
+        self.n = level.n
+        self.normal_sorted = np.asarray(level.normal_scores, np.float64)
+        self.cutoffs = {c.policy: c.value for c in level.cutoffs}
+
+    def cutoff(self, policy: str) -> float:
+        """Return the cutoff of a calibrated policy; raises MedadError for one that was not made."""
+        try:
+            return self.cutoffs[policy]
+        except KeyError:
+            made = ", ".join(self.cutoffs)
+            raise MedadError(f"policy {policy!r} was not calibrated", f"This model has: {made}") from None
+
+    def decide(self, score: float, policy: str) -> Decision:
+        """Return what ``score`` means under ``policy``."""
+        cutoff = self.cutoff(policy)
+        return Decision(score, p_value(score, self.normal_sorted, self.n), cutoff, policy, score >= cutoff)

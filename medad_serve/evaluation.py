@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medad_serve.artifact import MANIFEST, load_manifest
-from medad_serve.calibration import HeldOut, decide
+from medad_serve.calibration import Decider, HeldOut
 from medad_serve.data import Prepared, Split, load_prepared, read_table
 from medad_serve.data.cache import Progress
 from medad_serve.errors import MedadError
@@ -176,8 +176,8 @@ def measure(subject: Subject, policy: str | None) -> tuple[dict[str, Any], HeldO
     slices = held_out(run_batched(subject.runtime, tensor, ["score"])["score"])
     aggregation, policy = subject.calibration.aggregation, policy or subject.policy
     levels = {
-        "slice": (slices, decide(0.0, subject.calibration.slice, policy).cutoff),
-        "patient": (slices.by_patient(aggregation), decide(0.0, subject.calibration.patient, policy).cutoff),
+        "slice": (slices, Decider(subject.calibration.slice).cutoff(policy)),
+        "patient": (slices.by_patient(aggregation), Decider(subject.calibration.patient).cutoff(policy)),
     }
     flat = tensor.reshape(len(tensor), -1)
     trivial = {"mean": flat.mean(axis=1), "p99": np.percentile(flat, 99, axis=1)}

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medad_serve.artifact import load_manifest
-from medad_serve.calibration import Decision, decide, parse_aggregation
+from medad_serve.calibration import Decider, Decision, parse_aggregation
 from medad_serve.errors import InputError, MedadError
 from medad_serve.io import Pixels, decode
 from medad_serve.overlay import encode_png, overlay
@@ -87,9 +87,11 @@ class Result(Frozen):
 
 @dataclass
 class _Item:
-    """One item on its way through the line."""
+    """One item on its way through the line; its pixels are kept only where an overlay will be drawn on them."""
 
-    pixels: Pixels
+    facts: InputFacts
+    warnings: tuple[str, ...]
+    pixels: Pixels | None
     prepared: Prepared
     options: Options
     timing: dict[str, float]
@@ -108,6 +110,8 @@ class Predictor:
         names = [o.name for o in self.manifest.outputs]
         self.runtime = open_runtime(directory, runtime, names, threads=threads, device=device)
         self.aggregate = parse_aggregation(self.calibration.aggregation)
+        self.slice_level = Decider(self.calibration.slice)
+        self.patient_level = Decider(self.calibration.patient)
 
     @classmethod
     def load(cls, artifact: Path, *, runtime: str = "onnx", threads: int = 0, device: str = "cpu") -> Predictor:
@@ -142,11 +146,17 @@ class Predictor:
             return InputError(
                 500, f"internal fault while reading ({type(error).__name__})", "Report this file's format"
             )
-        timing = {"decode": (decoded - start) * 1e3, "prepare": (done - decoded) * 1e3}
-        return _Item(pixels, prepared, options, timing)
+        return _Item(
+            facts=_facts(pixels, self.manifest.prep.window),
+            warnings=self._warnings(pixels),
+            pixels=pixels if options.heatmap == "png" else None,
+            prepared=prepared,
+            options=options,
+            timing={"decode": (decoded - start) * 1e3, "prepare": (done - decoded) * 1e3},
+        )
 
     def _check_policy(self, policy: str) -> None:
-        made = {c.policy for c in self.calibration.slice.cutoffs} & {c.policy for c in self.calibration.patient.cutoffs}
+        made = self.slice_level.cutoffs.keys() & self.patient_level.cutoffs.keys()
         if policy not in made:
             raise InputError(
                 422, "the policy asked for was not calibrated", f"This model has: {', '.join(sorted(made))}"
@@ -173,9 +183,9 @@ class Predictor:
         if not np.isfinite(scores).all():
             return InputError(422, "the model's score is not finite", "Check that the pixel values are plausible")
         policy = item.options.policy or self.manifest.default_policy
-        per_slice = [decide(float(s), self.calibration.slice, policy) for s in scores]
+        per_slice = [self.slice_level.decide(float(s), policy) for s in scores]
         is_series = len(scores) > 1
-        whole = decide(self.aggregate(scores), self.calibration.patient, policy) if is_series else per_slice[0]
+        whole = self.patient_level.decide(self.aggregate(scores), policy) if is_series else per_slice[0]
         return Result(
             model=self.manifest.name,
             version=self.manifest.version,
@@ -187,8 +197,8 @@ class Predictor:
             anomalous=whole.anomalous,
             slices=_slice_results(per_slice) if is_series else None,
             heatmap=self._heatmap(item, outputs, scores),
-            input=_facts(item.pixels, self.manifest.prep.window),
-            warnings=self._warnings(item.pixels),
+            input=item.facts,
+            warnings=item.warnings,
             timing_ms={name: round(ms, 3) for name, ms in item.timing.items()},
         )
 
@@ -206,7 +216,7 @@ class Predictor:
             return None
         frame = int(np.argmax(scores))
         on_source = item.prepared.geometry.to_source(outputs["heatmap"][frame, 0])
-        if item.options.heatmap == "npy":
+        if item.pixels is None:
             buffer = io.BytesIO()
             np.save(buffer, on_source)
             data = buffer.getvalue()

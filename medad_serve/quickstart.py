@@ -15,7 +15,7 @@ from typing import Any
 from medad_serve.artifact import load_manifest
 from medad_serve.client import Client
 from medad_serve.data import Sample
-from medad_serve.data.phantoms import WRITERS
+from medad_serve.data.phantoms import PHANTOMS
 from medad_serve.errors import MedadError
 from medad_serve.evaluation import evaluate, export_run
 from medad_serve.export.archive import archive
@@ -63,12 +63,13 @@ def quickstart(
     """Run everything below ``RUNS/quickstart`` and return what ``summary.json`` there holds, each figure measured."""
     started = time.monotonic()
     chosen = family(model)
+    phantom = PHANTOMS[chosen.phantom]
     home = runs / FOLDER
     data = home / "data"
     say(f"1/6 writing {plan.healthy + plan.abnormal} synthetic {chosen.phantom} patients as DICOM to {data}")
     with whole_directory(data) as beside:
-        WRITERS[chosen.phantom](beside, healthy=plan.healthy, abnormal=plan.abnormal, slices=plan.slices, seed=seed)
-    config = resolve(model, f"cq500:{data}", None, [f"experiment={FOLDER}", f"seed={seed}", *plan.overrides])
+        phantom.write(beside, healthy=plan.healthy, abnormal=plan.abnormal, slices=plan.slices, seed=seed)
+    config = resolve(model, f"{phantom.layout}:{data}", None, [f"experiment={FOLDER}", f"seed={seed}", *plan.overrides])
     run = create_run(config, runs)
     say(f"2/6 training {model} on healthy patients only, in {run.path}")
     fit(run, run.prepared())

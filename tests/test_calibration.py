@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, roc_curve
 
 from medad_serve import calibration as cal
-from medad_serve.calibration import HeldOut, calibrate, cutoff_value, decide, p_value, parse_policy, stored_scores
+from medad_serve.calibration import Decider, HeldOut, calibrate, cutoff_value, p_value, parse_policy, stored_scores
 from medad_serve.errors import MedadError
 
 EMPTY = np.array([])
@@ -142,8 +142,8 @@ def test_interval_is_by_patient_and_holds_the_cutoff() -> None:
 
 
 def test_decide_names_what_was_calibrated() -> None:
-    level = _calibrate(_held_out(np.arange(40.0))).slice
-    assert decide(100, level, "specificity=0.95").anomalous
-    assert not decide(5, level, "specificity=0.95").anomalous
+    level = Decider(_calibrate(_held_out(np.arange(40.0))).slice)
+    assert level.decide(100, "specificity=0.95").anomalous
+    assert not level.decide(5, "specificity=0.95").anomalous
     with pytest.raises(MedadError, match=r"specificity=0\.95"):
-        decide(1, level, "youden")
+        level.decide(1, "youden")

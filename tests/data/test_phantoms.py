@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from sklearn.metrics import roc_auc_score
 
 from medad_serve.cli.phantoms import command
-from medad_serve.data.phantoms import WRITERS, head_ct, write_head_ct
+from medad_serve.data.phantoms import PHANTOMS, head_ct, write_head_ct
 from medad_serve.data.phantoms.ct_dicom import PADDING, Encoding, save_ct
 from medad_serve.data.phantoms.head_anatomy import Head, draw_haemorrhage, head_ct_slice
 from medad_serve.errors import MedadError
@@ -209,7 +209,7 @@ def test_impossible_counts_are_refused(tmp_path, counts):
         write_head_ct(tmp_path / "out", **counts)
 
 
-@pytest.mark.parametrize("kind", sorted(WRITERS))
+@pytest.mark.parametrize("kind", sorted(PHANTOMS))
 def test_command_writes_every_kind(tmp_path, kind):
     arguments = [kind, str(tmp_path / "out"), "--healthy", "2", "--abnormal", "1", "--slices", "1"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)

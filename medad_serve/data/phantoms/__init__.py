@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,16 @@ class Writer(Protocol):
         """Write them; raises MedadError where ``out`` is occupied."""
 
 
-WRITERS: dict[str, Writer] = {"head-ct": write_head_ct}
+@dataclass(frozen=True)
+class Phantom:
+    """One kind of phantom."""
+
+    layout: str
+    """How it lies on disk, as ``--data LAYOUT:DIR`` names it."""
+    write: Writer
+
+
+PHANTOMS = {"head-ct": Phantom("cq500", write_head_ct)}
 """By kind, as the command line and a model's registration name it."""
 
-__all__ = ["WRITERS", "Writer", "write_head_ct"]
+__all__ = ["PHANTOMS", "Phantom", "Writer", "write_head_ct"]
