@@ -80,8 +80,8 @@ def archive(
     }
     with _locked(store), tempfile.TemporaryDirectory(prefix=BESIDE, dir=store) as beside:
         stage = Path(beside)
-        packed = _stage(artifact, manifest, config, stage)
-        mar = _package(stage, name, packed)
+        packed = _stage(artifact, manifest, name, config, stage)
+        mar = _package(stage, name, manifest.version, packed)
         target = store / mar.name
         mar.replace(target)
         write_whole(store / INDEX, json.dumps({**read_index(store), target.name: sha256(target)}, indent=1) + "\n")
@@ -96,14 +96,17 @@ def _settle(store: Path) -> None:
         plain = re.fullmatch(r"[\w./-]+", str(store))  # TorchServe splits JVM options at spaces
         place = (store / LOGGING).as_posix() if plain else (store.resolve() / LOGGING).as_uri()
         settings = files("medad_serve").joinpath(PROPERTIES).read_text(encoding="utf-8")
-        write_whole(store / PROPERTIES, settings.replace(f"model_store/{LOGGING}", place))
+        settings = settings.replace(f"model_store/{LOGGING}", place)
+        if not plain or store.is_absolute() or store.as_posix() != "model_store":
+            settings = settings.replace("file://model_store/", f"{store.resolve().as_uri()}/")
+        write_whole(store / PROPERTIES, settings)
 
 
 def _max_answer_bytes(store: Path) -> int:
     return int(read_properties(store / PROPERTIES).get("max_response_size", 6_553_500))
 
 
-def _stage(artifact: Path, manifest: Manifest, config: dict[str, Any], stage: Path) -> list[str]:
+def _stage(artifact: Path, manifest: Manifest, name: str, config: dict[str, Any], stage: Path) -> list[str]:
     """Lay out what the archive holds; return the names of all but handler and model configuration."""
     digests = {graph: manifest.files[graph] for graph in GRAPHS.values() if graph in manifest.files}
     for file in digests:
@@ -111,13 +114,13 @@ def _stage(artifact: Path, manifest: Manifest, config: dict[str, Any], stage: Pa
     shutil.copyfile(installed_handler(), stage / HANDLER)
     (stage / MODEL_CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     extras = {file: sha256(stage / file) for file in (HANDLER, MODEL_CONFIG)}
-    covering = manifest.model_copy(update={"files": {**digests, **extras}})
+    covering = manifest.model_copy(update={"name": name, "files": {**digests, **extras}})
     (stage / MANIFEST).write_text(covering.model_dump_json(indent=1) + "\n", encoding="utf-8")
     load_manifest(stage)  # the copies, too, are what the digests say
     return [MANIFEST, *digests]
 
 
-def _package(stage: Path, name: str, members: list[str]) -> Path:
+def _package(stage: Path, name: str, version: str, members: list[str]) -> Path:
     """Run torch-model-archiver in ``stage``.
 
     In a process of its own: it empties and removes ``<temporary directory>/<name>``, which must be ours, and
@@ -132,7 +135,7 @@ def _package(stage: Path, name: str, members: list[str]) -> Path:
         "--model-name",
         name,
         "--version",
-        "1.0",
+        version,
     ]
     command += ["--handler", HANDLER, "--config-file", MODEL_CONFIG, "--extra-files", ",".join(members)]
     command += ["--export-path", "packed", "--archive-format", "zip-store"]

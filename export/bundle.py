@@ -40,6 +40,11 @@ _PACKAGES = (
     "opencv-python-headless",
     "pydicom",
     "imagecodecs",
+    "lightning",
+    "torchmetrics",
+    "pydantic",
+    "torchserve",
+    "torch-model-archiver",
 )
 Say = Callable[[str], None]
 
@@ -73,6 +78,7 @@ class Bundle:
     policy: str
     fingerprint: str
     parity_inputs: FloatArray
+    seen: tuple[str, ...]
 
 
 def score_parts(bundle: Bundle, runtime_of: Callable[[AnomalyModel], Runtime]) -> Calibration:
@@ -177,6 +183,7 @@ def export(bundle: Bundle, formats: Sequence[str], target: Path, say: Say = lamb
             default_policy=bundle.policy,
             calibrations=calibrations,
             parity=tuple(parities),
+            seen=bundle.seen,
             packages=package_versions(),
             files={},
         )

@@ -41,4 +41,4 @@ class EagerRuntime:
         device = next(self.model.parameters()).device
         with torch.inference_mode():
             found = self.model(torch.from_numpy(batch).to(device))
-        return {name: found[name].float().cpu().numpy() for name in names}
+        return {name: found[name].cpu().numpy() for name in names}

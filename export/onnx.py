@@ -17,6 +17,15 @@ from medad_serve.models.base import Shape
 INPUT = "image"
 
 
+def _forget_origin(path: Path) -> None:
+    """Drop the stack traces that torch notes at every node: they hold paths of this machine."""
+    proto = onnx.load(str(path))
+    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, proto.graph):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.save(proto, str(path))
+
+
 def export_onnx(model: AnomalyModel, shape: Shape, path: Path) -> None:
     """Write ``model`` with a dynamic batch axis and named outputs, then check the file in full.
 
@@ -38,6 +47,7 @@ def export_onnx(model: AnomalyModel, shape: Shape, path: Path) -> None:
         if program is None:
             raise MedadError("torch.onnx made no program", "Export to torchscript instead")
         program.save(str(path), external_data=False)
+        _forget_origin(path)
         onnx.checker.check_model(str(path), full_check=True)
     except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
         raise MedadError(f"the model cannot be exported to ONNX ({type(error).__name__})", "See --debug") from error

@@ -37,9 +37,15 @@ def parse_manifest(text: str | bytes, source: str) -> Manifest:
 
 
 def locate(path: Path) -> Path:
-    """Return the artifact that a path means: itself, that of a run, or that of an experiment's newest run."""
-    places = [path, path / "artifact", *(run / "artifact" for run in sorted(path.glob("*/"), reverse=True))]
-    return next((place for place in places if (place / MANIFEST).is_file()), path)
+    """Return the artifact that a path means: itself, that of a run, or that of an experiment's newest run.
+
+    The newest run counts even where it was not exported: an older model must not answer in its place.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    runs = sorted(config.parent for config in path.glob("*/config.yaml"))
+    run = path if (path / "config.yaml").is_file() or not runs else runs[-1]
+    return run / "artifact" if (run / "config.yaml").is_file() else path
 
 
 def load_manifest(directory: Path) -> Manifest:

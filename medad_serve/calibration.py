@@ -172,14 +172,15 @@ def _calibrate_level(held_out: HeldOut, policies: Sequence[str], seed: int) -> L
     normal = held_out.scores[held_out.labels == 0]
     abnormal = held_out.scores[held_out.labels == 1]
     cutoffs = []
+    patients = {p for p, label in zip(held_out.patients, held_out.labels, strict=True) if label == 0}
     for policy in policies:
-        value = cutoff_value(policy, normal, abnormal)
+        # Slices of one patient are alike: many of few patients do not make a rare false alarm measurable.
+        value = cutoff_value(policy, normal, abnormal) if len(patients) >= normals_needed(policy) else None
         if value is None:
             continue
         interval = None if policy.startswith("value=") else _bootstrap_interval(policy, held_out, seed)
         counted = len(abnormal) if policy.startswith("sensitivity") else len(normal)
         cutoffs.append(Cutoff(policy=policy, value=value, n=counted, interval=interval))
-    patients = {p for p, label in zip(held_out.patients, held_out.labels, strict=True) if label == 0}
     return LevelCalibration(
         normal_scores=stored_scores(normal), n=len(normal), patients=len(patients), cutoffs=tuple(cutoffs)
     )

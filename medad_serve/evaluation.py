@@ -12,7 +12,7 @@ import numpy as np
 
 from medad_serve.artifact import MANIFEST, load_manifest
 from medad_serve.calibration import Decider, HeldOut
-from medad_serve.data import Prepared, Split, load_prepared, read_table
+from medad_serve.data import Prepared, load_prepared, read_table
 from medad_serve.data.cache import Progress
 from medad_serve.errors import MedadError
 from medad_serve.export.bundle import PRECISION, Bundle, Part, Say, export, score_parts
@@ -22,7 +22,8 @@ from medad_serve.metrics import auroc, summarise, with_interval
 from medad_serve.models import AnomalyModel
 from medad_serve.report import plot_scores
 from medad_serve.runtime import Runtime, open_runtime, run_batched
-from medad_serve.spec import Calibration
+from medad_serve.spec import Calibration, Manifest
+from medad_serve.training.config import RunConfig
 from medad_serve.training.run import Run, is_run, open_run
 
 PARITY_INPUTS = 64
@@ -31,6 +32,16 @@ PARITY_INPUTS = 64
 def _part(model: AnomalyModel, data: Prepared, patients: set[str], label: int | None = None) -> Part:
     rows = data.rows(patients, label)
     return Part(model, data.tensor[rows], data.labels[rows], tuple(data.patients[r] for r in rows))
+
+
+def _short(digest: str) -> str:
+    """Return the part of a digest that the manifest keeps: 64 bits tell a million files apart."""
+    return digest[:16]
+
+
+def _made_of(run: Run) -> set[str]:
+    """Return the patients that a model was trained, chosen or calibrated with."""
+    return run.split.patients("train", "validation", "calibration")
 
 
 def _parts(run: Run, model: AnomalyModel, data: Prepared) -> tuple[Part, ...]:
@@ -70,6 +81,7 @@ def make_bundle(run: Run, data: Prepared, *, name: str | None = None, version: s
         policy=config.calibration.policy,
         fingerprint=data.fingerprint,
         parity_inputs=data.tensor[picked],
+        seen=tuple(sorted({_short(data.digests[r]) for r in data.rows(_made_of(run))})),
     )
 
 
@@ -90,25 +102,34 @@ def export_run(
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a runtime with its calibration, and the split of its run where that is known."""
+    """What is evaluated: a runtime with its calibration, the data, and the files that made the model."""
 
     runtime: Runtime
     runtime_name: str
     calibration: Calibration
     policy: str
     data: Prepared
-    split: Split | None
+    seen: frozenset[str]
+
+
+def _read_data(
+    run: Run | None, source: str | None, made_with: Manifest | RunConfig, progress: Progress | None
+) -> Prepared:
+    """Prepare the data that is named, else the run's; the run's options hold for its own layout."""
+    if run is None and source is None:
+        raise MedadError("the artifact lies in no run", "Give --data LAYOUT:DIR")
+    named = source or (run.config.data if run else "")
+    same_layout = run is not None and named.partition(":")[0] == run.config.data.partition(":")[0]
+    options = run.config.data_options if run and same_layout else {}
+    return load_prepared(read_table(named, options), made_with.prep, made_with.input, progress=progress)
 
 
 def _run_subject(run: Run, source: str | None, progress: Progress | None) -> Subject:
-    data = run.prepared(progress)
-    bundle = make_bundle(run, data)
-    calibration = score_parts(bundle, EagerRuntime)
-    split: Split | None = run.split
-    if source and source != run.config.data:
-        data = load_prepared(read_table(source), run.config.prep, run.config.input, progress=progress)
-        split = None
-    return Subject(EagerRuntime(bundle.model), "eager", calibration, bundle.policy, data, split)
+    own = run.prepared(progress)
+    bundle = make_bundle(run, own)
+    data = _read_data(run, source, run.config, progress) if source else own
+    runtime, calibration = EagerRuntime(bundle.model), score_parts(bundle, EagerRuntime)
+    return Subject(runtime, "eager", calibration, bundle.policy, data, frozenset(bundle.seen))
 
 
 def _artifact_subject(artifact: Path, runtime: str, source: str | None, progress: Progress | None) -> Subject:
@@ -116,17 +137,11 @@ def _artifact_subject(artifact: Path, runtime: str, source: str | None, progress
     key = f"{runtime}/{PRECISION}"
     if key not in manifest.calibrations:
         raise MedadError(f"{artifact} was not exported for {key}", f"It has: {', '.join(manifest.calibrations)}")
-    calibration = manifest.calibrations[key]
     run = open_run(artifact.parent) if is_run(artifact.parent) else None
-    if source is None and run is None:
-        raise MedadError(f"{artifact} lies in no run", "Give --data LAYOUT:DIR")
-    options = run.config.data_options if run and source in (None, run.config.data) else {}
-    table = read_table(source or (run.config.data if run else ""), options)
-    data = load_prepared(table, manifest.prep, manifest.input, progress=progress)
-    # The roles hold only for the very data that the run was made from, wherever it lies now.
-    split = run.split if run and data.fingerprint == calibration.data_fingerprint else None
+    data = _read_data(run, source, manifest, progress)
     opened = open_runtime(artifact, runtime, [o.name for o in manifest.outputs])
-    return Subject(opened, runtime, calibration, manifest.default_policy, data, split)
+    calibration = manifest.calibrations[key]
+    return Subject(opened, runtime, calibration, manifest.default_policy, data, frozenset(manifest.seen))
 
 
 def evaluate(
@@ -142,19 +157,22 @@ def evaluate(
 
     Returns the metrics and the file that holds them.
 
-    Data that the model was made from counts by its test patients alone; other data counts whole.
+    Files that the model was trained, chosen or calibrated with are left out, wherever they lie now: of its own
+    data the test patients count, of other data every file that it never saw.
     """
     if runtime and not (path / MANIFEST).is_file():
         path = open_run(path).artifact
     if runtime or (path / MANIFEST).is_file():
         subject = _artifact_subject(path, runtime or "onnx", data, progress)
-        default = path.parent / "metrics.json" if is_run(path.parent) else path.with_name(f"{path.name}.metrics.json")
+        home, stem = (path.parent, "metrics") if is_run(path.parent) else (path.parent, f"{path.name}.metrics")
     else:
         run = open_run(path)
         subject = _run_subject(run, data, progress)
-        default = run.path / "metrics.json"
+        home, stem = run.path, "metrics"
     metrics, held_out = measure(subject, policy)
-    target = out or default
+    if metrics["split"] != "test":
+        stem += f"-{subject.data.fingerprint[:8]}"  # the run's own figures stay
+    target = out or home / f"{stem}.json"
     write_whole(target, json.dumps(metrics, indent=1) + "\n")
     plot_scores(held_out, metrics["slice"]["cutoff"], target.with_suffix(".png"))
     return metrics, target
@@ -163,10 +181,9 @@ def evaluate(
 def measure(subject: Subject, policy: str | None) -> tuple[dict[str, Any], HeldOut]:
     """Return AUROC, AUPRC, sensitivity and specificity at both levels beside the trivial baselines."""
     data = subject.data
-    chosen = subject.split.patients("test") if subject.split else set(data.patients)
-    rows = data.rows(chosen)
+    rows = np.array([r for r, digest in enumerate(data.digests) if _short(digest) not in subject.seen], np.int64)
     if not len(rows):
-        raise MedadError("no image is left to evaluate", "Check the faults of the data")
+        raise MedadError("every file of the data went into making the model", "Evaluate on files that it never saw")
     tensor = data.tensor[rows]
     labels, patients = data.labels[rows], tuple(data.patients[r] for r in rows)
 
@@ -183,7 +200,8 @@ def measure(subject: Subject, policy: str | None) -> tuple[dict[str, Any], HeldO
     trivial = {"mean": flat.mean(axis=1), "p99": np.percentile(flat, 99, axis=1)}
     metrics: dict[str, Any] = {
         "runtime": subject.runtime_name,
-        "split": "test" if subject.split else "all",
+        "split": "test" if data.fingerprint == subject.calibration.data_fingerprint else "unseen",
+        "excluded_seen": len(data.digests) - len(rows),
         "policy": policy,
         "calibration": {"method": subject.calibration.method, "n": subject.calibration.slice.n},
         "aggregation": aggregation,

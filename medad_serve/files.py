@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -17,22 +17,41 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+STALE_SECONDS = 24 * 3600
+
+
+def _beside(target: Path) -> Path:
+    """Return a hidden sibling of ``target`` that nobody else uses; what a kill left there long ago is removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+
+
 @contextmanager
-def whole_directory(target: Path) -> Iterator[Path]:
+def whole_directory(target: Path, *, keep: bool = False) -> Iterator[Path]:
     """Yield a directory beside ``target`` that becomes it on success and vanishes on failure.
 
-    A killed process leaves only the hidden sibling, never a half-written ``target``; an existing ``target``
-    is replaced at the end.
+    A killed process leaves only a hidden sibling, never a half-written ``target``. A ``target`` that is there
+    at the end is replaced, or stays with ``keep`` (where two processes write the same).
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    beside = _beside(target)
     old = beside.with_name(beside.name + ".old")
+    beside.mkdir()
     try:
         yield beside
-        beside.chmod(0o755)
-        if target.exists():
-            target.rename(old)
-        beside.rename(target)
+        if not (keep and target.exists()):
+            if target.exists():
+                target.rename(old)
+            try:
+                beside.rename(target)
+            except OSError:
+                if old.exists() and not target.exists():
+                    old.rename(target)
+                if not (keep and target.exists()):
+                    raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -40,13 +59,10 @@ def whole_directory(target: Path) -> Iterator[Path]:
 
 def write_whole(path: Path, data: bytes | str) -> None:
     """Write a file beside ``path``, then rename it over."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    beside = Path(name)
+    beside = _beside(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with beside.open("xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
-        beside.chmod(0o644)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -146,9 +146,12 @@ class Predictor:
             return InputError(
                 500, f"internal fault while reading ({type(error).__name__})", "Report this file's format"
             )
+        warnings = self._warnings(pixels)
+        if float(np.ptp(prepared.tensor)) == 0:
+            warnings += ("the image is blank within the window: its score says nothing",)
         return _Item(
             facts=_facts(pixels, self.manifest.prep.window),
-            warnings=self._warnings(pixels),
+            warnings=warnings,
             pixels=pixels if options.heatmap == "png" else None,
             prepared=prepared,
             options=options,

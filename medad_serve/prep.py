@@ -79,7 +79,7 @@ def check_input(pixels: Pixels, spec: InputSpec) -> None:
     if pixels.is_color:
         raise InputError(422, "the image is in colour", "Send a grayscale image")
     if spec.modalities and facts.modality not in spec.modalities:
-        found = f"modality {facts.modality}" if facts.modality else f"{pixels.kind} file without a modality"
+        found = f"modality {facts.modality}" if facts.modality else f"file without a modality ({pixels.kind})"
         wanted = " or ".join(spec.modalities)
         raise InputError(422, f"the model reads {wanted}, this is a {found}", f"Send {wanted} as DICOM")
     if spec.body_parts and facts.body_part and facts.body_part not in spec.body_parts:
@@ -91,6 +91,15 @@ def check_input(pixels: Pixels, spec: InputSpec) -> None:
     if min(pixels.array.shape[1:3]) < spec.min_size:
         rows, columns = pixels.array.shape[1:3]
         raise InputError(422, f"the image is {rows}x{columns} pixels", f"Send at least {spec.min_size}x{spec.min_size}")
+
+
+def _resize(image: FloatArray, height: int, width: int) -> FloatArray:
+    """Average areas along an axis that shrinks, interpolate along one that grows."""
+    rows, columns = image.shape
+    if rows >= height and columns >= width:
+        return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.float32)
+    shrunk = cv2.resize(image, (min(width, columns), min(height, rows)), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(shrunk, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _strips(source: int, target: int) -> Iterator[tuple[slice, slice]]:
@@ -109,21 +118,19 @@ def prepare(pixels: Pixels, spec: PrepSpec) -> Prepared:
     """Window, resize and scale every frame.
 
     Down-scaling averages areas (antialiased; equals torch's area interpolation at integer ratios), up-scaling
-    is bilinear. Raises InputError 422 for colour and for values that are not finite.
+    is bilinear. Raises InputError 422 for colour and for NaN.
     """
     if pixels.is_color:
         raise InputError(422, "the image is in colour", "Send a grayscale image")
     height, width = spec.size
     source = (int(pixels.array.shape[1]), int(pixels.array.shape[2]))
-    shrinks = source[0] >= height and source[1] >= width
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     tensor = np.empty((pixels.frames, 1, height, width), np.float32)
     for index, target in enumerate(tensor[:, 0]):
         for rows, out in _strips(source[0], height):
             shown = display(pixels.part(index, rows), spec.window)[0]
-            target[out] = cv2.resize(shown, (width, out.stop - out.start), interpolation=method)
+            target[out] = _resize(shown, out.stop - out.start, width)
     if not np.isfinite(tensor).all():
-        raise InputError(422, "the pixel values are not all finite", "Send an image without NaN or infinity")
+        raise InputError(422, "the pixel values are not all numbers", "Send an image without NaN")
     low, high = spec.output_range
     if (low, high) != (0.0, 1.0):
         tensor *= np.float32(high - low)

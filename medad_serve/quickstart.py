@@ -41,7 +41,7 @@ class Plan:
     healthy: int = 400
     abnormal: int = 80
     slices: int = 2
-    overrides: tuple[str, ...] = ("train.max_epochs=80", "train.batch_size=16", "train.patience=80")
+    overrides: tuple[str, ...] = ("train.max_epochs=60", "train.batch_size=16", "train.patience=60")
 
 
 @dataclass(frozen=True)

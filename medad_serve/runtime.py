@@ -41,11 +41,15 @@ class OnnxRuntime:
             if "CUDAExecutionProvider" not in ort.get_available_providers():
                 raise MedadError("this onnxruntime has no CUDA provider", "Install onnxruntime-gpu or use device=cpu")
             ort.preload_dlls()  # torch's own CUDA libraries serve both
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(device.partition(":")[2] or 0)}))
+            # TF32 would move scores by more than parity and calibration, both made in float32, allow.
+            cuda = {"device_id": int(device.partition(":")[2] or 0), "use_tf32": 0}
+            providers.insert(0, ("CUDAExecutionProvider", cuda))
         try:
             self.session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime raises a class per status
             raise MedadError(f"onnxruntime cannot load {path} ({type(error).__name__})", "Export it again") from None
+        if device.startswith("cuda") and "CUDAExecutionProvider" not in self.session.get_providers():
+            raise MedadError("onnxruntime cannot use CUDA on this machine", "Check the driver, or use device=cpu")
         self.input = self.session.get_inputs()[0].name
 
     def run(self, batch: FloatArray, names: Sequence[str]) -> Outputs:
@@ -62,6 +66,7 @@ class TorchScriptRuntime:
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device(device)
+        torch.backends.cudnn.allow_tf32 = False
         self.outputs = tuple(outputs)
         try:
             with warnings.catch_warnings():

@@ -141,6 +141,8 @@ class Manifest(Frozen):
     calibrations: dict[str, Calibration]
     """By runtime and precision, e.g. ``onnx/float32``."""
     parity: tuple[Parity, ...]
+    seen: tuple[str, ...] = ()
+    """Digest prefixes of the files that trained, chose or calibrated it: evaluation leaves them out."""
     packages: dict[str, str]
     files: dict[str, str]
     """sha256 by file name."""
@@ -154,8 +156,11 @@ def validated(kind: type[S], data: object, source: str) -> S:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(str(p) for p in e['loc']) or 'value'}: {e['msg']}" for e in error.errors())
-        raise MedadError(f"{source} is not valid ({faults})", "Correct the fields named") from None
+        faults = "; ".join(
+            f"{'.'.join(str(p) for p in e['loc']) or 'value'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        )
+        raise MedadError(f"{source} cannot be used ({faults})", "Correct the fields named") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

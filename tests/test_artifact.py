@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from medad_serve.artifact import MANIFEST, load_manifest
+from medad_serve.artifact import MANIFEST, load_manifest, locate
 from medad_serve.errors import MedadError
 from medad_serve.files import whole_directory, write_whole
 
@@ -96,6 +98,68 @@ def test_a_failed_file_leaves_the_old_one(tmp_path: Path) -> None:
         write_whole(path, None)  # type: ignore[arg-type]
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_old_directory_comes_back_where_the_last_step_fails(tmp_path: Path, monkeypatch) -> None:
+    target = tmp_path / "out"
+    with whole_directory(target) as beside:
+        (beside / "a").write_text("old")
+    real = Path.rename
+
+    def full_disk(self: Path, to: Path) -> Path:
+        if to == target and not self.name.endswith(".old"):
+            raise OSError(28, "No space left on device")
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", full_disk)
+
+    def replace() -> None:
+        with whole_directory(target) as beside:
+            (beside / "a").write_text("new")
+
+    with pytest.raises(OSError, match="No space"):
+        replace()
+    assert (target / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_of_two_writers_of_the_same_the_first_stays(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with whole_directory(target, keep=True) as mine:
+        with whole_directory(target, keep=True) as other:
+            (other / "a").write_text("first")
+        (mine / "a").write_text("second")
+    assert (target / "a").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_rights_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_whole(tmp_path / "a", "x")
+        with whole_directory(tmp_path / "d"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "d").stat().st_mode & 0o777 == 0o700
+
+
+def test_the_newest_run_is_meant_even_if_not_exported(artifact: Path, tmp_path: Path) -> None:
+    for name in ("20260101-000000", "20260102-000000"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("")
+    shutil.copytree(artifact, tmp_path / "20260101-000000" / "artifact")
+    assert locate(tmp_path / "20260101-000000") == tmp_path / "20260101-000000" / "artifact"
+    with pytest.raises(MedadError, match=r"20260102-000000/artifact is no artifact"):
+        load_manifest(locate(tmp_path))
+    assert locate(artifact) == artifact
+
+
+def test_no_path_of_this_machine_travels(artifact: Path) -> None:
+    onnx_file = (artifact / "model.onnx").read_bytes()
+    assert str(Path(torch.__file__).parent).encode() not in onnx_file
+    assert b".py" not in onnx_file
 
 
 def test_killed_while_writing_there_is_no_half_directory(tmp_path: Path) -> None:

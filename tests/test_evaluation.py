@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -57,14 +58,48 @@ def test_measured_decisions_are_those_that_the_predictor_takes(artifact: Path, r
     assert metrics["slice"]["specificity"]["value"] == pytest.approx(1 - np.mean(alarms))
 
 
-def test_other_data_counts_whole(artifact: Path, cq500: Path, tmp_path: Path) -> None:
-    import shutil
+def test_files_that_made_the_model_never_count_wherever_they_lie(
+    artifact: Path, run_path: Path, cq500: Path, tmp_path: Path
+) -> None:
+    own, _ = evaluate(artifact, out=tmp_path / "own.json")
+    moved = Path(shutil.copytree(cq500, tmp_path / "moved"))
+    alone = Path(shutil.copytree(artifact, tmp_path / "alone"))
+    test = open_run(run_path).split.patients("test")
+    gone = sorted(test)[0]
+    for subject in (run_path, artifact, alone):
+        found, _ = evaluate(subject, data=f"cq500:{moved}", out=tmp_path / "m.json")
+        assert found["split"] == "test"
+        assert found["slice"]["auroc"] == own["slice"]["auroc"]
+        assert found["patient"]["patients"] == len(test)
+    shutil.rmtree(next(moved.glob(f"{gone} *")))
+    found, _ = evaluate(alone, data=f"cq500:{moved}", out=tmp_path / "m.json")
+    assert found["split"] == "unseen"
+    assert found["patient"]["patients"] == len(test) - 1
+    for patient in test - {gone}:
+        shutil.rmtree(next(moved.glob(f"{patient} *")))
+    with pytest.raises(MedadError, match="never saw"):
+        evaluate(alone, data=f"cq500:{moved}", out=tmp_path / "m.json")
 
-    other = shutil.copytree(cq500, tmp_path / "other")
-    shutil.rmtree(next(other.glob("CQ500CT0 *")))
-    metrics, _ = evaluate(artifact, data=f"cq500:{other}", out=tmp_path / "m.json")
-    assert metrics["split"] == "all"
-    assert metrics["patient"]["patients"] == 47
+
+def test_healthy_only_data_measures_specificity(artifact: Path, cq500: Path, make_ct, make_slice, tmp_path) -> None:
+    data = tmp_path / "healthy"
+    series = data / "CQ500CT7 CQ500CT7" / "Unknown Study" / "CT Plain"
+    series.mkdir(parents=True)
+    make_ct(make_slice(4321), "CQ500CT7").save_as(series / "CT000000.dcm")
+    (data / "reads.csv").write_text("name,Category,R1:ICH,R2:ICH,R3:ICH\nCQ500-CT-7,B1,0,0,0\n")
+    metrics, _ = evaluate(artifact, data=f"cq500:{data}", out=tmp_path / "m.json")
+    assert metrics["slice"]["specificity"]["value"] in (0.0, 1.0)
+    assert metrics["slice"]["auroc"]["value"] is None
+
+
+def test_figures_of_other_data_do_not_replace_the_runs_own(artifact: Path, cq500: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(artifact.parent, tmp_path / "run"))
+    other = Path(shutil.copytree(cq500, tmp_path / "other"))
+    shutil.rmtree(next(other.glob(f"{sorted(open_run(run).split.patients('test'))[0]} *")))
+    _, own = evaluate(run / "artifact")
+    _, others = evaluate(run / "artifact", data=f"cq500:{other}")
+    assert own == run / "metrics.json"
+    assert others != own
 
 
 def test_another_policy_is_used_where_calibrated(artifact: Path, tmp_path: Path) -> None:

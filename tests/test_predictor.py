@@ -133,6 +133,11 @@ def test_torchscript_answers_as_onnx_does(predictor: Predictor, artifact: Path, 
         assert a.anomalous == b.anomalous
 
 
+def test_a_blank_image_is_answered_with_a_warning(predictor: Predictor, make_ct) -> None:
+    answer = predictor.predict([_bytes(make_ct(np.full((64, 64), -1000, np.int16)))])[0]
+    assert any("blank" in w for w in answer.warnings)
+
+
 def test_a_png_is_refused_by_a_ct_model(predictor: Predictor) -> None:
     png = cv2.imencode(".png", np.zeros((64, 64), np.uint8))[1].tobytes()
     answer = predictor.predict([png])[0]

@@ -83,6 +83,22 @@ def test_small_images_are_scaled_up_bilinearly() -> None:
     assert np.array_equal(made, expected)
 
 
+def test_an_axis_that_shrinks_is_averaged_where_the_other_grows() -> None:
+    image = np.random.default_rng(0).uniform(0, 80, (512, 32)).astype(np.float32)
+    made = prepare(_pixels(image), PrepSpec(window=BRAIN)).tensor[0, 0]
+    shown = apply_window(image, BRAIN).reshape(64, 8, 32).mean(axis=1)
+    assert made == pytest.approx(cv2.resize(shown, (64, 64), interpolation=cv2.INTER_LINEAR), abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(512, 512), (640, 512), (500, 333), (128, 64), (70, 900)])
+@pytest.mark.parametrize("target", [(64, 64), (32, 48)])
+def test_strips_equal_one_resize(size: tuple[int, int], target: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).uniform(0, 80, size).astype(np.float32)
+    made = prepare(_pixels(image), PrepSpec(window=BRAIN, size=target)).tensor[0, 0]
+    expected = cv2.resize(apply_window(image, BRAIN), target[::-1], interpolation=cv2.INTER_AREA)
+    assert np.array_equal(made, expected)
+
+
 def test_every_frame_is_prepared_on_its_own() -> None:
     frames = np.random.default_rng(0).uniform(0, 80, (3, 128, 128)).astype(np.float32)
     together = prepare(_pixels(frames), PrepSpec(window=BRAIN)).tensor

@@ -15,6 +15,7 @@ from medad_serve.calibration import DEFAULT_POLICY, parse_aggregation, parse_pol
 from medad_serve.data.splits import Method, SplitSettings
 from medad_serve.errors import MedadError
 from medad_serve.models import family
+from medad_serve.models.base import device_for
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, read_yaml, validated
 
 
@@ -29,7 +30,7 @@ class TrainSettings(Frozen):
     gradient_clip: float | None = Field(None, gt=0)
     """Largest gradient norm; none leaves gradients as they are."""
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
-    monitor: str = "val/loss"
+    monitor: str = Field("val/loss", pattern=r"^(train|val)/\w+$")
     """What early stopping and the best checkpoint watch; ``val/auroc`` and the like are maximised."""
     patience: int = Field(50, ge=1)
     min_delta: float = Field(0.0, ge=0)
@@ -78,8 +79,8 @@ class RunConfig(Frozen):
     split: SplitSettings = SplitSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     train: TrainSettings = TrainSettings()
-    seed: int = 0
-    device: str = "auto"
+    seed: int = Field(0, ge=0, lt=2**32)
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
     @field_validator("experiment")
     @classmethod
@@ -155,6 +156,12 @@ def _numbers(data: Any) -> Any:
     return data
 
 
+def absolute(source: str) -> str:
+    """Return ``layout:directory`` with its directory resolved, so that a run means it from anywhere."""
+    name, colon, directory = source.partition(":")
+    return f"{name}:{Path(directory).expanduser().resolve()}" if colon and "://" not in source else source
+
+
 def resolve(model: str, data: str | None, config: str | None, overrides: Iterable[str]) -> RunConfig:
     """Resolve a configuration; every fault is one line that names its field."""
     chosen = family(model)
@@ -167,13 +174,17 @@ def resolve(model: str, data: str | None, config: str | None, overrides: Iterabl
     if config:
         stored = read_yaml(recipe_path(config))
         if stored.get("model", model) != model:
-            raise MedadError(f"configuration {config} is for model {stored['model']}", f"Train {stored['model']}")
+            raise MedadError(f"configuration {config} is for model {stored['model']}", f"It cannot train {model}")
         resolved = _merge(resolved, stored)
     resolved = _merge(resolved, parse_overrides(overrides, model))
     if data:
         resolved["data"] = data
     if "data" not in resolved:
         raise MedadError("no data was named", "Give --data LAYOUT:DIR, e.g. --data cq500:DIR")
+    resolved["data"] = absolute(str(resolved["data"]))
     checked = validated(RunConfig, _numbers(resolved), config or "the configuration")
     full = validated(chosen.settings, checked.settings, f"settings of model {model}")
+    # What cannot be built or has no device is refused here, before data is read or a run is written.
+    chosen.build(checked.prep, checked.settings)
+    device_for(checked.device)
     return checked.model_copy(update={"settings": full.model_dump()})

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from numpy.typing import NDArray
 
+from medad_serve.calibration import normals_needed
 from medad_serve.data import Prepared
+from medad_serve.data.splits import Role
 from medad_serve.errors import MedadError
 from medad_serve.files import write_whole
 from medad_serve.models.base import device_for
@@ -51,6 +58,44 @@ class CsvLog(Callback):
             writer.writerow([trainer.current_epoch, *(f"{v:.8g}" for v in values.values())])
 
 
+class Progress(Callback):
+    """A line now and then, where no progress bar is seen."""
+
+    def __init__(self, say: Say, seconds: float = 20) -> None:
+        self.say, self.seconds, self.last = say, seconds, time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell the epoch and what it logged, if the last line is some time ago."""
+        if time.monotonic() - self.last >= self.seconds:
+            self.last = time.monotonic()
+            figures = ", ".join(
+                f"{name} {value:.4g}" for name, value in logged(trainer).items() if "patient" not in name
+            )
+            self.say(f"epoch {trainer.current_epoch + 1}: {figures}")
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it: a kill leaves the one before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write one checkpoint."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_whole(Path(path), buffer.getvalue())
+
+
+def _readable(checkpoint: Path) -> bool:
+    """Whether a checkpoint can be resumed from; a damaged one is removed, so that training starts over."""
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return False
+    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError):
+        checkpoint.unlink()
+        return False
+    return True
+
+
 def _quiet() -> None:
     """Keep Lightning's advice on hardware and workers from the user; its errors still come through."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
@@ -60,7 +105,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
 
 
-def _callbacks(run: Run, folder: Path, steps: int | None) -> list[Callback]:
+def _callbacks(run: Run, folder: Path, steps: int | None, say: Say) -> list[Callback]:
     train = run.config.train
     mode = direction(train.monitor)
     last = ModelCheckpoint(
@@ -69,8 +114,8 @@ def _callbacks(run: Run, folder: Path, steps: int | None) -> list[Callback]:
         train_time_interval=timedelta(seconds=train.checkpoint_seconds),
         enable_version_counter=False,
     )
-    shown: list[Callback] = [RichProgressBar()] if sys.stderr.isatty() else []
-    always: list[Callback] = [last, CsvLog(folder / METRICS), *shown]
+    shown: Callback = RichProgressBar() if sys.stderr.isatty() else Progress(say)
+    always: list[Callback] = [last, CsvLog(folder / METRICS), shown]
     if steps is not None:
         return always
     best = ModelCheckpoint(
@@ -92,6 +137,7 @@ def _fit_one(
     validation: NDArray[np.int64],
     folder: Path,
     seed: int,
+    say: Say,
     steps: int | None = None,
 ) -> None:
     """Train into ``folder``: to the best checkpoint, or for a fixed number of optimizer steps."""
@@ -103,10 +149,12 @@ def _fit_one(
     settings = run.config.train
     L.seed_everything(seed, verbose=False)
     task = DetectorTask(run.build(), settings, data.labels, data.patients, run.config.calibration.aggregation)
-    callbacks = _callbacks(run, folder, steps)
+    callbacks = _callbacks(run, folder, steps, say)
+    device = device_for(run.config.device)
     trainer = L.Trainer(
-        accelerator="gpu" if device_for(run.config.device).type == "cuda" else "cpu",
-        devices=1,
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        plugins=[WholeCheckpoints()],
         precision=settings.precision,
         max_epochs=settings.max_epochs if steps is None else -1,
         max_steps=-1 if steps is None else steps,
@@ -120,14 +168,15 @@ def _fit_one(
         log_every_n_steps=1,
     )
     last = folder / LAST
-    trainer.fit(
-        task,
-        loader(data.tensor, train, settings.batch_size, shuffle=True),
-        loader(data.tensor, validation, settings.batch_size),
-        ckpt_path=str(last) if last.is_file() else None,
-    )
-    if trainer.interrupted:
-        raise MedadError("training was interrupted", f"Run: medad-serve train --resume {run.path}")
+    try:
+        trainer.fit(
+            task,
+            loader(data.tensor, train, settings.batch_size, shuffle=True),
+            loader(data.tensor, validation, settings.batch_size),
+            ckpt_path=str(last) if _readable(last) else None,
+        )
+    except (KeyboardInterrupt, SystemExit):  # Lightning leaves with a code of its own on SIGINT and SIGTERM
+        raise MedadError("training was stopped", f"Go on with: medad-serve train --resume {run.path}") from None
     trainer.save_checkpoint(last)
     if steps is not None:
         trainer.save_checkpoint(folder / BEST, weights_only=True)
@@ -137,6 +186,18 @@ def _fit_one(
 def steps_of_best(folder: Path) -> int:
     """Return the optimizer steps that the best checkpoint has seen."""
     return int(torch.load(folder / BEST, map_location="cpu", weights_only=True)["global_step"])
+
+
+def _require_calibration(run: Run, data: Prepared) -> None:
+    """Refuse before training what export would refuse after it: files that failed cost patients."""
+    role: Role = "calibration" if run.split.method == "held_out" else "train"
+    usable = {data.patients[r] for r in data.rows(run.split.patients(role), label=0)}
+    needed = normals_needed(run.config.calibration.policy)
+    if len(usable) < needed:
+        raise MedadError(
+            f"{run.config.calibration.policy} takes {needed} healthy patients to calibrate, {len(usable)} are usable",
+            "Mend the files listed, add healthy patients or lower calibration.policy",
+        )
 
 
 def fit(run: Run, data: Prepared, say: Say = lambda _: None) -> None:
@@ -151,12 +212,13 @@ def fit(run: Run, data: Prepared, say: Say = lambda _: None) -> None:
     known = set(data.labels[validation].tolist())
     if known != {0, 1}:
         raise MedadError("validation lacks usable images of one class", "Check the faults listed, or add patients")
+    _require_calibration(run, data)
     rows = data.rows(training, label=0)
     say(f"{run.config.model}: {len(rows)} training images of {len(training)} healthy patients")
-    _fit_one(run, data, rows, validation, run.path, run.config.seed)
+    _fit_one(run, data, rows, validation, run.path, run.config.seed, say)
     folds = run.folds()
     steps = steps_of_best(run.path) if folds else None
     for number, folder in enumerate(folds):
         kept = {p for p in training if run.split.folds[p] != number}
         say(f"fold {number + 1} of {len(folds)}: {len(kept)} patients, for out-of-fold calibration")
-        _fit_one(run, data, data.rows(kept, label=0), validation, folder, run.config.seed + 1 + number, steps)
+        _fit_one(run, data, data.rows(kept, label=0), validation, folder, run.config.seed + 1 + number, say, steps)

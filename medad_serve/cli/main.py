@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -51,6 +52,9 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line: exit code 2 for usage, 1 for failure."""
+    # torch's OpenMP threads spin while they wait: on a busy machine a training step then takes three times as
+    # long. Read when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         # Outside standalone mode click returns the code of ctx.exit() and None otherwise.
         sys.exit(cli(standalone_mode=False))
@@ -65,12 +69,20 @@ def main() -> None:
             raise
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("Stopped.", err=True)
+        sys.exit(130)
     except (OSError, MemoryError) as error:
         if "--debug" in sys.argv:
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         where = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
         click.echo(f"Error: {reason}{where}. Check space, rights and paths, or add --debug", err=True)
+        sys.exit(1)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        click.echo(f"Error: internal fault ({type(error).__name__}). Report it with what --debug shows", err=True)
         sys.exit(1)
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-import medad_serve
 from medad_serve.data.samples import Sample, Table
 from medad_serve.errors import InputError, MedadError
 from medad_serve.files import sha256, whole_directory, write_whole
@@ -22,6 +23,8 @@ from medad_serve.prep import check_input, prepare
 from medad_serve.spec import InputSpec, PrepSpec
 
 FORMAT = 1
+_DECODERS = ("medad-serve", "pydicom", "imagecodecs", "opencv-python-headless", "numpy")
+"""A new version of these may decode or prepare differently."""
 Progress = Callable[[Iterable[Sample], int], Iterable[Sample]]
 
 
@@ -40,9 +43,11 @@ class Prepared:
     labels: NDArray[np.int64]
     patients: tuple[str, ...]
     paths: tuple[Path, ...]
+    digests: tuple[str, ...]
+    """sha256 of the file of each row."""
     fingerprint: str
     faults: tuple[str, ...]
-    """One line for each file that could not be used; file numbers and reasons, no names of persons."""
+    """One line for each file that could not be used; its number in the table and why, no name."""
 
     def rows(self, patients: set[str], label: int | None = None) -> NDArray[np.int64]:
         """Return the rows of some patients, of one label where asked."""
@@ -92,20 +97,21 @@ def load_prepared(
     Files that cannot be decoded are left out and listed in ``faults``; raises MedadError where none is left.
     """
     root = root or cache_root()
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)  # prepared images are patient data
     digests = _Digests(root)
     try:
         contents = [digests.of(s.path) for s in table.samples]
     except OSError as error:
         raise MedadError(f"a file of the data cannot be read ({type(error).__name__})", "Check its rights") from None
     digests.save()
-    facts = [FORMAT, medad_serve.__version__, prep.model_dump_json(), spec.model_dump_json(), *contents]
+    facts = [FORMAT, *(version(name) for name in _DECODERS), prep.model_dump_json(), spec.model_dump_json(), *contents]
     entry = root / hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:32]
     if not (entry / "rows.json").is_file():
         _fill(entry, table, prep, spec, progress)
-    return _open(entry, table, fingerprint(contents))
+    return _open(entry, table, contents)
 
 
-def _open(entry: Path, table: Table, digest: str) -> Prepared:
+def _open(entry: Path, table: Table, contents: list[str]) -> Prepared:
     index = json.loads((entry / "rows.json").read_text())
     owners = [table.samples[i] for i in index["rows"]]
     return Prepared(
@@ -113,7 +119,8 @@ def _open(entry: Path, table: Table, digest: str) -> Prepared:
         labels=np.array([s.label for s in owners], np.int64),
         patients=tuple(s.patient for s in owners),
         paths=tuple(s.path for s in owners),
-        fingerprint=digest,
+        digests=tuple(contents[i] for i in index["rows"]),
+        fingerprint=fingerprint(contents),
         faults=tuple(index["faults"]),
     )
 
@@ -125,6 +132,8 @@ def _prepare_file(sample: Sample, prep: PrepSpec, spec: InputSpec) -> NDArray[np
         return prepare(pixels, prep).tensor
     except InputError as error:
         return error
+    except Exception as error:  # one odd file must not end the training
+        return InputError(500, f"internal fault ({type(error).__name__})")
 
 
 def _fill(entry: Path, table: Table, prep: PrepSpec, spec: InputSpec, progress: Progress | None) -> None:
@@ -132,7 +141,7 @@ def _fill(entry: Path, table: Table, prep: PrepSpec, spec: InputSpec, progress: 
     rows: list[int] = []
     faults: list[str] = []
     shape: tuple[int, ...] = ()
-    with whole_directory(entry) as beside, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with whole_directory(entry, keep=True) as beside, _threads() as pool:
         results = pool.map(lambda s: _prepare_file(s, prep, spec), table.samples)
         shown = progress(table.samples, len(table.samples)) if progress else table.samples
         with (beside / "raw").open("wb") as raw:
@@ -148,6 +157,16 @@ def _fill(entry: Path, table: Table, prep: PrepSpec, spec: InputSpec, progress: 
             raise MedadError(f"none of {len(table.samples)} files could be used{reason}", "Check the data folder")
         _wrap(beside / "raw", beside / "tensor.npy", (len(rows), *shape))
         (beside / "rows.json").write_text(json.dumps({"rows": rows, "faults": faults}))
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool that drops what waits when it is left early."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _wrap(raw: Path, target: Path, shape: tuple[int, ...]) -> None:

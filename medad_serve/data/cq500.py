@@ -57,8 +57,8 @@ def majority(votes: Iterable[str]) -> bool:
     return sum(cast) * 2 > len(cast)
 
 
-def read_findings(path: Path) -> dict[str, set[str]]:
-    """Return the findings that a majority of readers saw, by patient."""
+def read_findings(path: Path) -> tuple[dict[str, set[str]], tuple[str, ...]]:
+    """Return the findings that a majority of readers saw, by patient, and all that were read for."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -77,7 +77,7 @@ def read_findings(path: Path) -> dict[str, set[str]]:
         key = _patient_key(row.get("name") or "")
         if key:
             findings[key] = {f for f, names in columns.items() if majority(row[n] or "" for n in names)}
-    return findings
+    return findings, tuple(columns)
 
 
 def choose_series(folders: Iterable[Path], patterns: Iterable[str]) -> Path | None:
@@ -108,10 +108,9 @@ def read_cq500(root: Path, options: Options) -> Table:
     unless asked for. One series a patient.
     """
     checked = validated(Cq500Options, options, "options of layout cq500")
-    findings = read_findings(root / "reads.csv")
-    if not any(checked.abnormal in found for found in findings.values()):
-        columns = {c for found in findings.values() for c in found}
-        raise MedadError(f"no patient in {root / 'reads.csv'} has {checked.abnormal}", f"Found: {sorted(columns)}")
+    findings, columns = read_findings(root / "reads.csv")
+    if checked.abnormal not in columns:
+        raise MedadError(f"{root / 'reads.csv'} has no reads of {checked.abnormal}", f"It has: {', '.join(columns)}")
     samples: list[Sample] = []
     left_out: Counter[str] = Counter()
     seen: set[str] = set()
@@ -130,6 +129,4 @@ def read_cq500(root: Path, options: Options) -> Table:
         else:
             samples += [Sample(f, key, label) for f in sorted(series.iterdir()) if f.is_file() and f.name[0] != "."]
     notes = tuple(f"{count} {what} left out" for what, count in sorted(left_out.items()))
-    if not any(s.label == 1 for s in samples):
-        raise MedadError(f"{root} holds no abnormal scan", f"No folder of a patient with {checked.abnormal} was found")
     return Table(tuple(samples), notes)

@@ -26,8 +26,11 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def patients(self) -> dict[str, int]:
-        """Return the label of every patient, in order of first appearance."""
-        return {s.patient: s.label for s in self.samples}
+        """Return the label of every patient, in order of first appearance: abnormal where any scan is."""
+        labels: dict[str, int] = {}
+        for sample in self.samples:
+            labels[sample.patient] = max(sample.label, labels.get(sample.patient, 0))
+        return labels
 
     def where(self, patients: set[str]) -> Table:
         """Return the samples of some patients."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medad_serve.calibration import normals_needed
 from medad_serve.errors import MedadError
@@ -18,12 +18,18 @@ Method = Literal["auto", "held_out", "out_of_fold"]
 class SplitSettings(Frozen):
     """Shares of healthy patients; diseased ones go half to validation and half to test."""
 
-    train: float = 0.6
-    validation: float = 0.1
-    calibration: float = 0.15
-    seed: int = 0
-    folds: int = 5
+    train: float = Field(0.6, gt=0, lt=1)
+    validation: float = Field(0.1, gt=0, lt=1)
+    calibration: float = Field(0.15, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+    folds: int = Field(5, ge=2)
     """Folds of out-of-fold calibration."""
+
+    @model_validator(mode="after")
+    def _something_is_left_for_test(self) -> Self:
+        if self.train + self.validation + self.calibration >= 1:
+            raise ValueError("train, validation and calibration must leave a share for test")
+        return self
 
 
 class Split(Frozen):

@@ -85,6 +85,8 @@ def _read(data: bytes, limits: Limits) -> tuple[Dataset, UID]:
             if found is not None:
                 return found, DeflatedExplicitVRLittleEndian
         ds = dcmread(BytesIO(data), force=data[128:132] != b"DICM", specific_tags=_TAGS)
+        if _ends_in_meta(data):
+            raise InputError(400, "the DICOM file is cut short", hint)
         syntax = ds.file_meta.get("TransferSyntaxUID")
         if not syntax:  # without it pydicom has guessed from the first element
             implicit, little = ds.original_encoding
@@ -94,6 +96,13 @@ def _read(data: bytes, limits: Limits) -> tuple[Dataset, UID]:
             fault = "(0002,0010) Transfer Syntax UID is not supported: unknown"
             raise InputError(415, fault, "Export it as Explicit VR Little Endian")
         return ds, UID(syntax)
+
+
+def _ends_in_meta(data: bytes) -> bool:
+    """Whether nothing follows the file meta information, by (0002,0000) File Meta Information Group Length."""
+    if data[128:140] != b"DICM\x02\0\0\0UL\x04\0":
+        return False
+    return len(data) <= 144 + int.from_bytes(data[140:144], "little")
 
 
 def _meta_end(data: bytes) -> int:

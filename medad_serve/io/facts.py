@@ -51,10 +51,12 @@ def spacing(ds: Dataset, frames: int) -> tuple[float, float] | None:
 
 
 def _windows(ds: Dataset, frames: int) -> tuple[tuple[float, float], ...]:
-    """Pair centers with widths in file order, dropping pairs that are no window (width <= 0)."""
+    """Pair centers with widths in file order; a width that is no width (PS3.3 C.11.2.1.2) is refused."""
     source = _macro(ds, "FrameVOILUTSequence", frames)
-    pairs = zip(_optional(source, "WindowCenter"), _optional(source, "WindowWidth"), strict=False)
-    return tuple((c, w) for c, w in pairs if math.isfinite(c) and math.isfinite(w) and w > 0)
+    pairs = tuple(zip(_optional(source, "WindowCenter"), _optional(source, "WindowWidth"), strict=False))
+    if any(width <= 0 for _, width in pairs):
+        raise InputError(422, "(0028,1051) Window Width must be greater than 0", "Correct or remove the window")
+    return tuple((c, w) for c, w in pairs if math.isfinite(c) and math.isfinite(w))
 
 
 def _plane(ds: Dataset, frames: int) -> tuple[float | None, Triple | None]:

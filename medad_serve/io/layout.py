@@ -72,7 +72,7 @@ def read_layout(ds: Dataset, limits: Limits) -> Layout:
     """
     keyword = next((k for k in ("PixelData", *_FLOATS) if k in ds), "")
     if not keyword:
-        hint = "Send an image: reports, plans and directories hold none"
+        hint = "Send a whole image: reports and directories hold none, a file cut short has lost them"
         raise InputError(422, f"the DICOM file holds no {label('PixelData')}", hint)
     allocated = _FLOATS.get(keyword) or whole(ds, "BitsAllocated")
     is_float = keyword in _FLOATS

@@ -61,6 +61,7 @@ def test_every_parameter_gets_a_gradient(chosen: Family) -> None:
     terms["loss"].backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
         assert torch.isfinite(parameter.grad).all(), name
 
 

@@ -8,6 +8,8 @@ import pytest
 from medad_serve.data import read_table
 from medad_serve.data.cq500 import Cq500Options, choose_series, majority
 from medad_serve.errors import MedadError
+from medad_serve.training.config import resolve
+from medad_serve.training.run import create_run
 
 HEAD = ["name", "Category", *(f"R{r}:{c}" for r in (1, 2, 3) for c in ("ICH", "Fracture", "MidlineShift"))]
 
@@ -89,8 +91,11 @@ def test_faults_of_a_data_folder_are_one_clear_line(tmp_path: Path) -> None:
 def test_an_empty_class_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     _tree(tmp_path / "a", {1: [0] * 9, 2: [0] * 9})
-    with pytest.raises(MedadError, match="has ICH"):
-        read_table(f"cq500:{tmp_path / 'a'}")
+    assert set(read_table(f"cq500:{tmp_path / 'a'}").patients().values()) == {0}  # enough to measure specificity
+    with pytest.raises(MedadError, match="no reads of Tumour"):
+        read_table(f"cq500:{tmp_path / 'a'}", {"abnormal": "Tumour"})
+    with pytest.raises(MedadError, match="holds no abnormal patient"):
+        create_run(resolve("ae", f"cq500:{tmp_path / 'a'}", None, []), tmp_path / "runs")
     (tmp_path / "b").mkdir()
     _tree(tmp_path / "b", {1: [1] * 9})
     with pytest.raises(MedadError, match="no healthy scan"):

@@ -231,20 +231,34 @@ def test_frames_beyond_the_declared_number_are_noted(make_dicom: Any, slice_16: 
 
 def test_facts_hold_what_preparation_needs(make_dicom: Any, slice_16: Any) -> None:
     tags = {
-        "WindowCenter": [40, 600, 1, 2],
-        "WindowWidth": [80, 2800, 0, -5],
+        "WindowCenter": [40, 600],
+        "WindowWidth": [80, 2800],
         "PixelSpacing": [0.5, 0.4],
         "ImagePositionPatient": [-10, 20, 33.5],
         "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
     }
     pixels = decode(make_dicom(slice_16, **tags))
     facts = pixels.facts
-    assert facts.windows == ((40, 80), (600, 2800))  # a width of 0 or less is no window
+    assert facts.windows == ((40, 80), (600, 2800))
     assert (facts.modality, facts.body_part, facts.position) == ("CT", "HEAD", 33.5)
     assert facts.normal == (0, 0, 1)
     assert pixels.spacing_mm == (0.5, 0.4)
     assert len(facts.series) == 16
     assert "1.2.826" not in facts.series
+
+
+@pytest.mark.parametrize("widths", [[0], [80, 0], [-5]])
+def test_window_of_no_width_is_refused(make_dicom: Any, slice_16: Any, widths: list[int]) -> None:
+    with pytest.raises(InputError, match=r"\(0028,1051\) Window Width must be greater than 0") as caught:
+        decode(make_dicom(slice_16, WindowCenter=[40] * len(widths), WindowWidth=widths))
+    assert caught.value.code == 422
+
+
+@pytest.mark.parametrize("end", [144, 200, 260])
+def test_file_cut_short_in_its_meta_information_is_not_decodable(make_dicom: Any, slice_16: Any, end: int) -> None:
+    with pytest.raises(InputError) as caught:
+        decode(make_dicom(slice_16)[:end])
+    assert caught.value.code == 400
 
 
 @pytest.mark.parametrize("spacing", [["0", "1"], ["-1", "1"], ["1"], None])

@@ -47,11 +47,22 @@ def test_recipe_by_name() -> None:
         (["calibration.aggregation=sum"], "no aggregation"),
         (["experiment=../out"], "plain folder name"),
         (["train.precision=8"], "precision"),
+        (["split.folds=1"], r"split\.folds"),
+        (["split.seed=-1"], r"split\.seed"),
+        (["seed=-1"], "seed"),
+        (["split.train=0.9", "split.validation=0.9"], "leave a share for test"),
+        (["device=tpu"], "device"),
+        (["train.monitor=loss"], r"train\.monitor"),
+        (["prep.size=[60,60]"], "does not divide by 16"),
     ],
 )
 def test_faults_name_the_field(overrides: list[str], says: str) -> None:
     with pytest.raises(MedadError, match=says):
         resolve("ae", DATA, None, overrides)
+
+
+def test_the_data_folder_is_kept_from_the_root() -> None:
+    assert resolve("ae", DATA, None, []).data == f"cq500:{Path.cwd() / 'somewhere'}"
 
 
 def test_missing_data_and_configuration_are_named(tmp_path: Path) -> None:

@@ -15,10 +15,15 @@ import yaml
 
 from medad_serve.errors import MedadError
 from medad_serve.evaluation import make_bundle
+from medad_serve.training import fit as fit_module
 from medad_serve.training.batches import loader
 from medad_serve.training.config import resolve
 from medad_serve.training.fit import fit, steps_of_best
 from medad_serve.training.run import create_run, open_run
+
+HELD_OUT = ["settings.hidden_dim=16", "calibration.policy=specificity=0.8", "calibration.method=held_out"]
+QUICK = ["train.max_epochs=1", *HELD_OUT]
+TRAIN = [sys.executable, "-m", "medad_serve.cli.main", "train"]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -44,41 +49,55 @@ def test_every_epoch_logs_losses_and_both_levels(run_path: Path) -> None:
     assert float(rows[-1]["train/loss"]) < float(rows[0]["train/loss"])
 
 
-def test_only_healthy_training_patients_are_learned_from(run_path: Path) -> None:
-    run = open_run(run_path)
+@pytest.fixture
+def learned(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The rows that training really gets, one array a fit."""
+    rows: list[np.ndarray] = []
+
+    def spy(tensor, given, batch_size, *, shuffle=False):
+        if shuffle:
+            rows.append(np.asarray(given))
+        return loader(tensor, given, batch_size, shuffle=shuffle)
+
+    monkeypatch.setattr(fit_module, "loader", spy)
+    return rows
+
+
+def test_only_healthy_training_patients_are_learned_from(cq500: Path, tmp_path: Path, learned) -> None:
+    run = create_run(resolve("ae", f"cq500:{cq500}", None, QUICK), tmp_path)
     data = run.prepared()
-    rows = data.rows(run.split.patients("train"), label=0)
-    assert not data.labels[rows].any()
-    assert not {data.patients[r] for r in rows} & run.split.patients("validation", "calibration", "test")
+    fit(run, data)
+    assert len(learned) == 1
+    assert {data.patients[r] for r in learned[0]} == run.split.patients("train")
+    assert not data.labels[learned[0]].any()
 
 
-def test_out_of_fold_models_never_saw_their_fold(cq500: Path, tmp_path: Path) -> None:
+def test_out_of_fold_models_never_saw_their_fold(cq500: Path, tmp_path: Path, learned) -> None:
     overrides = ["train.max_epochs=1", "settings.hidden_dim=16", "calibration.method=out_of_fold", "split.folds=3"]
     run = create_run(resolve("ae", f"cq500:{cq500}", None, overrides), tmp_path)
-    fit(run, run.prepared())
-    assert run.split.method == "out_of_fold"
+    data = run.prepared()
+    fit(run, data)
     assert not run.split.patients("calibration")
     assert set(run.split.folds) == run.split.patients("train")
-    weights = [run.trained(folder).state_dict() for folder in (None, *run.folds())]
-    assert len(weights) == 4
-    first = next(iter(weights[0]))
-    assert not any(torch.equal(weights[0][first], other[first]) for other in weights[1:])
+    assert len(learned) == 4
+    for number, rows in enumerate(learned[1:]):
+        assert {data.patients[r] for r in rows} == {p for p, k in run.split.folds.items() if k != number}
+        assert not data.labels[rows].any()
     assert [steps_of_best(folder) for folder in run.folds()] == [steps_of_best(run.path)] * 3
-    bundle = make_bundle(run, run.prepared())
+    bundle = make_bundle(run, data)
     assert (bundle.method, bundle.folds) == ("out_of_fold", 3)
     healthy = [p for p in bundle.parts if not p.labels.any()]
     assert sum(len(set(p.patients)) for p in healthy) == len(run.split.folds)
-    for number, part in enumerate(healthy):
-        assert {run.split.folds[p] for p in part.patients} == {number}
-        assert torch.equal(part.model.state_dict()[first], weights[1 + number][first])
+    for folder, part in zip(run.folds(), healthy, strict=True):
+        assert {run.split.folds[p] for p in part.patients} == {int(folder.name[-1])}
+        expected = run.trained(folder).state_dict()
+        assert all(torch.equal(part.model.state_dict()[k], expected[k]) for k in expected)
 
 
 def test_same_seed_same_weights(cq500: Path, tmp_path: Path) -> None:
-    overrides = ["train.max_epochs=1", "settings.hidden_dim=16", "calibration.policy=specificity=0.8"]
-    overrides += ["calibration.method=held_out"]
     trained = []
     for name in ("a", "b"):
-        run = create_run(resolve("ae", f"cq500:{cq500}", None, overrides), tmp_path / name)
+        run = create_run(resolve("ae", f"cq500:{cq500}", None, QUICK), tmp_path / name)
         fit(run, run.prepared())
         trained.append(run.trained().state_dict())
     assert all(torch.equal(trained[0][k], trained[1][k]) for k in trained[0])
@@ -93,34 +112,80 @@ def test_early_stopping_and_bf16_and_clipping(cq500: Path, tmp_path: Path) -> No
     assert len(_rows(run.path)) == 2
 
 
-def test_a_killed_run_resumes_where_it_stood(cq500: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "medad_serve.cli.main", "train"]
-    settings = ["train.max_epochs=25", "train.checkpoint_seconds=0", "settings.hidden_dim=16", "train.patience=99"]
-    settings += ["calibration.policy=specificity=0.8", "calibration.method=held_out", f"--runs={tmp_path}"]
+def _stopped_in_training(cq500: Path, runs: Path, how: signal.Signals) -> tuple[Path, int, str]:
+    """Start a long training, send it a signal after a few epochs; return run, exit code and error text."""
+    settings = ["train.max_epochs=200", "train.checkpoint_seconds=0", "train.patience=200", *HELD_OUT]
     process = subprocess.Popen(
-        [*command, "ae", "--data", f"cq500:{cq500}", *settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*TRAIN, "ae", "--data", f"cq500:{cq500}", f"--runs={runs}", *settings], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     logs: list[Path] = []
-    while time.monotonic() < deadline:
-        logs = list(tmp_path.glob("ae/*/metrics.csv"))
+    while time.monotonic() < deadline and process.poll() is None:
+        logs = list(runs.glob("ae/*/metrics.csv"))
         if logs and logs[0].read_text().count("\n") > 3 and (logs[0].parent / "last.ckpt").is_file():
             break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    run = logs[0].parent
-    assert not (run / "finished").exists(), "the run ended before it was killed"
+        time.sleep(0.02)
+    process.send_signal(how)
+    said = process.communicate()[1]
+    assert not (logs[0].parent / "finished").exists(), "the run ended before it was stopped"
+    return logs[0].parent, process.returncode, said
+
+
+def test_a_killed_run_resumes_where_it_stood(cq500: Path, tmp_path: Path) -> None:
+    run, _, _ = _stopped_in_training(cq500, tmp_path, signal.SIGKILL)
     with pytest.raises(MedadError, match="not trained to its end"):
         open_run(run).trained()
     before = len(_rows(run))
     stood = torch.load(run / "last.ckpt", weights_only=True)["epoch"]
     assert stood >= 1
-    subprocess.run([*command, "--resume", str(run)], check=True, capture_output=True, env=dict(os.environ))
-    rows = _rows(run)
-    assert [int(r["epoch"]) for r in rows] == list(range(25))
-    assert before >= 3
+    # Ask for few epochs more, so that the test stays short.
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["train"]["max_epochs"] = before + 3
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    subprocess.run([*TRAIN, "--resume", str(run)], check=True, capture_output=True, env=dict(os.environ))
+    assert [int(r["epoch"]) for r in _rows(run)] == list(range(before + 3))
     assert (run / "finished").is_file()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_fails_with_the_way_to_go_on(cq500: Path, tmp_path: Path, how: signal.Signals) -> None:
+    run, code, said = _stopped_in_training(cq500, tmp_path, how)
+    assert code == 1
+    assert f"Error: training was stopped. Go on with: medad-serve train --resume {run}" in said
+    assert "Traceback" not in said
+
+
+def test_a_damaged_checkpoint_starts_training_over(cq500: Path, tmp_path: Path) -> None:
+    run = create_run(resolve("ae", f"cq500:{cq500}", None, QUICK), tmp_path)
+    (run.path / "last.ckpt").write_bytes(b"PK\x03\x04 cut short")
+    fit(run, run.prepared())
+    assert len(_rows(run.path)) == 1
+
+
+def test_a_failed_write_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    fit_module.WholeCheckpoints().save_checkpoint({"epoch": 1}, path)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fit_module.torch, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        fit_module.WholeCheckpoints().save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_files_that_fail_are_counted_before_training(cq500: Path, tmp_path: Path) -> None:
+    import shutil
+
+    data = Path(shutil.copytree(cq500, tmp_path / "data"))
+    run = create_run(resolve("ae", f"cq500:{data}", None, HELD_OUT), tmp_path / "runs")
+    for patient in sorted(run.split.patients("calibration"))[:-1]:
+        for file in next(data.glob(f"{patient} *")).rglob("*.dcm"):
+            file.write_bytes(b"no scan")
+    with pytest.raises(MedadError, match="takes 4 healthy patients to calibrate, 1 are usable"):
+        fit(run, run.prepared())
 
 
 def test_batches_are_gathered_rows() -> None:
