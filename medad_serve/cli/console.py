@@ -24,7 +24,7 @@ def say(text: str) -> None:
 
 def decoding(samples: Iterable[Sample], total: int) -> Iterator[Sample]:
     """Show the progress of the first decoding of a data set."""
-    return iter(track(samples, "decoding", total=total, console=err, transient=True))
+    return iter(track(samples, "decoding", total=total, console=err, transient=True, disable=not err.is_terminal))
 
 
 def table(title: str, *columns: str) -> RichTable:
