@@ -80,7 +80,7 @@ def archive(
     }
     with _locked(store), tempfile.TemporaryDirectory(prefix=BESIDE, dir=store) as beside:
         stage = Path(beside)
-        packed = _stage(artifact, manifest, name, config, stage)
+        packed = _stage(artifact, manifest, config, stage)
         mar = _package(stage, name, manifest.version, packed)
         target = store / mar.name
         mar.replace(target)
@@ -106,7 +106,7 @@ def _max_answer_bytes(store: Path) -> int:
     return int(read_properties(store / PROPERTIES).get("max_response_size", 6_553_500))
 
 
-def _stage(artifact: Path, manifest: Manifest, name: str, config: dict[str, Any], stage: Path) -> list[str]:
+def _stage(artifact: Path, manifest: Manifest, config: dict[str, Any], stage: Path) -> list[str]:
     """Lay out what the archive holds; return the names of all but handler and model configuration."""
     digests = {graph: manifest.files[graph] for graph in GRAPHS.values() if graph in manifest.files}
     for file in digests:
@@ -114,7 +114,7 @@ def _stage(artifact: Path, manifest: Manifest, name: str, config: dict[str, Any]
     shutil.copyfile(installed_handler(), stage / HANDLER)
     (stage / MODEL_CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     extras = {file: sha256(stage / file) for file in (HANDLER, MODEL_CONFIG)}
-    covering = manifest.model_copy(update={"name": name, "files": {**digests, **extras}})
+    covering = manifest.model_copy(update={"files": {**digests, **extras}})
     (stage / MANIFEST).write_text(covering.model_dump_json(indent=1) + "\n", encoding="utf-8")
     load_manifest(stage)  # the copies, too, are what the digests say
     return [MANIFEST, *digests]
