@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from rich.console import Console
-from rich.progress import Progress, track
+from rich.progress import track
 from rich.table import Table as RichTable
 
 from medad_serve.data.samples import Sample
@@ -14,7 +14,7 @@ from medad_serve.data.samples import Sample
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
-__all__ = ["Progress", "decoding", "err", "out", "say", "table"]
+__all__ = ["decoding", "err", "out", "say", "table"]
 
 
 def say(text: str) -> None:

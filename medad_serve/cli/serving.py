@@ -210,6 +210,3 @@ def _print_table(files: Iterable[Path], answers: Iterable[Answer]) -> int:
 
 def _sentence(fault: dict[str, Any]) -> str:
     return f"{fault['message']}. {fault['hint']}" if fault.get("hint") else str(fault["message"])
-
-
-commands: tuple[click.Command, ...] = (archive, serve, java_home, predict)

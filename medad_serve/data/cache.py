@@ -42,7 +42,6 @@ class Prepared:
     """``(N, C, *S)``, memory-mapped read-only."""
     labels: NDArray[np.int64]
     patients: tuple[str, ...]
-    paths: tuple[Path, ...]
     digests: tuple[str, ...]
     """sha256 of the file of each row."""
     fingerprint: str
@@ -118,7 +117,6 @@ def _open(entry: Path, table: Table, contents: list[str]) -> Prepared:
         tensor=np.load(entry / "tensor.npy", mmap_mode="r"),
         labels=np.array([s.label for s in owners], np.int64),
         patients=tuple(s.patient for s in owners),
-        paths=tuple(s.path for s in owners),
         digests=tuple(contents[i] for i in index["rows"]),
         fingerprint=fingerprint(contents),
         faults=tuple(index["faults"]),
