@@ -22,14 +22,13 @@ from medad_serve.files import whole_directory
 from medad_serve.models import AnomalyModel, count_parameters
 from medad_serve.models.base import Shape
 from medad_serve.runtime import FloatArray, Runtime, open_runtime, run_batched
-from medad_serve.spec import Calibration, InputSpec, Manifest, OutputSpec, Parity, PrepSpec
+from medad_serve.spec import PRECISION, Calibration, InputSpec, Manifest, OutputSpec, Parity, PrepSpec
 
 EXPORTERS: dict[str, Callable[[AnomalyModel, Shape, Path], None]] = {
     "onnx": export_onnx,
     "torchscript": export_torchscript,
 }
 HEATMAP_QUANTILE = 0.999
-PRECISION = "float32"
 _PACKAGES = (
     "medad-serve",
     "torch",

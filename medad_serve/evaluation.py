@@ -15,7 +15,7 @@ from medad_serve.calibration import Decider, HeldOut
 from medad_serve.data import Prepared, load_prepared, read_table
 from medad_serve.data.cache import Progress
 from medad_serve.errors import MedadError
-from medad_serve.export.bundle import PRECISION, Bundle, Part, Say, export, score_parts
+from medad_serve.export.bundle import Bundle, Part, Say, export, score_parts
 from medad_serve.export.graph import EagerRuntime
 from medad_serve.files import write_whole
 from medad_serve.metrics import auroc, summarise, with_interval
@@ -134,13 +134,10 @@ def _run_subject(run: Run, source: str | None, progress: Progress | None) -> Sub
 
 def _artifact_subject(artifact: Path, runtime: str, source: str | None, progress: Progress | None) -> Subject:
     manifest = load_manifest(artifact)
-    key = f"{runtime}/{PRECISION}"
-    if key not in manifest.calibrations:
-        raise MedadError(f"{artifact} was not exported for {key}", f"It has: {', '.join(manifest.calibrations)}")
+    calibration = manifest.calibration_of(runtime, artifact)
     run = open_run(artifact.parent) if is_run(artifact.parent) else None
     data = _read_data(run, source, manifest, progress)
     opened = open_runtime(artifact, runtime, [o.name for o in manifest.outputs])
-    calibration = manifest.calibrations[key]
     return Subject(opened, runtime, calibration, manifest.default_policy, data, frozenset(manifest.seen))
 
 

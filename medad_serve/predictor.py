@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medad_serve.artifact import load_manifest
 from medad_serve.calibration import Decider, Decision, parse_aggregation
-from medad_serve.errors import InputError, MedadError
+from medad_serve.errors import InputError
 from medad_serve.io import Pixels, decode
 from medad_serve.overlay import encode_png, overlay
 from medad_serve.prep import Prepared, check_input, display, prepare
@@ -23,7 +23,6 @@ from medad_serve.runtime import Outputs, open_runtime, run_batched
 from medad_serve.spec import Calibration, Frozen, Manifest, Window
 
 HeatmapFormat = Literal["none", "png", "npy"]
-PRECISION = "float32"
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,7 @@ class Predictor:
 
     def __init__(self, directory: Path, *, runtime: str, threads: int, device: str) -> None:
         self.manifest: Manifest = load_manifest(directory)
-        key = f"{runtime}/{PRECISION}"
-        if key not in self.manifest.calibrations:
-            made = ", ".join(sorted(self.manifest.calibrations))
-            raise MedadError(f"{directory} was not exported for {key}", f"It has: {made}")
-        self.calibration: Calibration = self.manifest.calibrations[key]
+        self.calibration: Calibration = self.manifest.calibration_of(runtime, directory)
         names = [o.name for o in self.manifest.outputs]
         self.runtime = open_runtime(directory, runtime, names, threads=threads, device=device)
         self.aggregate = parse_aggregation(self.calibration.aggregation)

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from medad_serve.errors import MedadError
 
 SCHEMA_VERSION = 1
+PRECISION = "float32"
+"""Of every export so far; part of the key of a calibration."""
 
 
 class Frozen(BaseModel):
@@ -146,6 +148,14 @@ class Manifest(Frozen):
     packages: dict[str, str]
     files: dict[str, str]
     """sha256 by file name."""
+
+    def calibration_of(self, runtime: str, source: object) -> Calibration:
+        """Return the calibration of a runtime; raises MedadError, naming ``source``, where it was not exported."""
+        key = f"{runtime}/{PRECISION}"
+        if key not in self.calibrations:
+            made = ", ".join(sorted(self.calibrations))
+            raise MedadError(f"{source} was not exported for {key}", f"It has: {made}")
+        return self.calibrations[key]
 
 
 S = TypeVar("S", bound=BaseModel)
