@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medad_serve.data.phantoms.ct_dicom import Encoding, save_ct
 from medad_serve.data.phantoms.head_anatomy import Head, head_ct_slice
 from medad_serve.io import decode
-from medad_serve.models import Family
+from medad_serve.models import Batch, Family
 from medad_serve.prep import prepare
 from medad_serve.training.batches import loader
 
@@ -78,7 +78,7 @@ def bench_epoch(chosen: Family, *, images: int = 1024, batch: int = 64, rounds: 
 
     def step(x: torch.Tensor) -> None:
         optimizer.zero_grad()
-        torch.autograd.backward(model.loss(x)["loss"])
+        torch.autograd.backward(model.loss(Batch.of(x))["loss"])
         optimizer.step()
 
     def in_memory() -> None:
@@ -87,7 +87,7 @@ def bench_epoch(chosen: Family, *, images: int = 1024, batch: int = 64, rounds: 
             step(resident[order[start : start + batch]])
 
     def cached(tensor: NDArray[np.float32]) -> None:
-        for x, _ in loader(tensor, np.arange(images), batch, shuffle=True):
+        for x, *_ in loader(tensor, np.zeros(images, np.int64), np.arange(images), batch, shuffle=True):
             step(x)
 
     with tempfile.TemporaryDirectory() as folder:

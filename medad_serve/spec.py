@@ -36,29 +36,87 @@ class Window(Frozen):
 
 
 class InputSpec(Frozen):
-    """What a model accepts; an empty tuple accepts anything."""
+    """What a model accepts; an empty tuple or None accepts anything."""
 
     modalities: tuple[str, ...] = ()
     body_parts: tuple[str, ...] = ()
     min_size: int = 16
     """Smallest side of a source image in pixels."""
+    size: tuple[int, ...] | None = None
+    """(D, H, W) or (H, W) that every source must have, e.g. of volumes cropped beforehand."""
+    values: tuple[float, float] | None = None
+    """Range in which every source value must lie, e.g. (0, 1) of volumes windowed beforehand."""
+    hint: str = ""
+    """What to do with a source of another size or range, said with the refusal."""
+
+
+class Foreground(Frozen):
+    """Crop each frame to the bounding square of its largest bright object (the head, without table and air)."""
+
+    threshold: float = Field(0.05, ge=0, lt=1)
+    """On the windowed scale 0..1."""
+    margin: float = Field(0.03, ge=0, lt=1)
+    """Added on every side, as a share of the square."""
+
+
+class Percentiles(Frozen):
+    """Scale each image so that two of its percentiles become 0 and 1; values beyond are clipped."""
+
+    low: float = Field(1.0, ge=0, lt=100)
+    high: float = Field(99.0, gt=0, le=100)
+
+    @model_validator(mode="after")
+    def _rise(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
+class Regions(Frozen):
+    """How each labelled structure of a volume becomes an item of its own (vertebrae of a CT)."""
+
+    size: tuple[int, int, int] = (128, 128, 128)
+    """Voxels of a crop, (D, H, W)."""
+    spacing_mm: float = Field(1.0, gt=0)
+    """Isotropic, of the crop's voxels."""
+    window: Window
+    """In HU; crops are stored on its scale 0..1."""
 
 
 class PrepSpec(Frozen):
     """How decoded pixels become the model's tensor; the same object prepares for training and serving."""
 
     window: Window | None = None
-    """None scales by the full range of the stored type (8-bit images: 0..255)."""
+    """None scales by the full range of the stored type (8-bit images: 0..255), or by ``InputSpec.values``."""
+    foreground: Foreground | None = None
+    normalize: Percentiles | None = None
     size: tuple[int, ...] = (64, 64)
+    """(H, W): each frame is an item. (D, H, W): a whole volume is one."""
     output_range: tuple[float, float] = (0.0, 1.0)
+    regions: Regions | None = None
+    """Of volume models: how a whole scan that comes with a label mask is cut into items."""
 
     @model_validator(mode="after")
     def _is_usable(self) -> Self:
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError("size must be two positive numbers: height, width")
+        if len(self.size) not in (2, 3) or min(self.size) < 1:
+            raise ValueError("size must be positive numbers: height, width or depth, height, width")
+        if self.is_volume and self.foreground is not None:
+            raise ValueError("foreground crops frames, not volumes")
+        if self.regions is not None and not self.is_volume:
+            raise ValueError("regions are cut for volume models: size must be depth, height, width")
         if self.output_range[0] >= self.output_range[1]:
             raise ValueError("output_range must rise")
         return self
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether an item is a volume (D, H, W) rather than a slice (H, W)."""
+        return len(self.size) == 3
+
+    @property
+    def unit(self) -> Literal["slice", "volume"]:
+        """What one item is called."""
+        return "volume" if self.is_volume else "slice"
 
 
 class Interval(Frozen):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from medad_serve.calibration import normals_needed
 from medad_serve.data import Prepared
-from medad_serve.data.splits import Role
+from medad_serve.data.samples import Role
 from medad_serve.errors import MedadError
 from medad_serve.files import write_whole
 from medad_serve.models.base import device_for
@@ -148,7 +148,7 @@ def _fit_one(
         raise MedadError(f"{len(train)} healthy training image is too few", "Add healthy patients")
     settings = run.config.train
     L.seed_everything(seed, verbose=False)
-    task = DetectorTask(run.build(), settings, data.labels, data.patients, run.config.calibration.aggregation)
+    task = DetectorTask(run.build(), settings, data.patients, run.config.calibration.aggregation)
     callbacks = _callbacks(run, folder, steps, say)
     device = device_for(run.config.device)
     trainer = L.Trainer(
@@ -171,8 +171,8 @@ def _fit_one(
     try:
         trainer.fit(
             task,
-            loader(data.tensor, train, settings.batch_size, shuffle=True),
-            loader(data.tensor, validation, settings.batch_size),
+            loader(data.tensor, data.labels, train, settings.batch_size, shuffle=True),
+            loader(data.tensor, data.labels, validation, settings.batch_size),
             ckpt_path=str(last) if _readable(last) else None,
         )
     except (KeyboardInterrupt, SystemExit):  # Lightning leaves with a code of its own on SIGINT and SIGTERM

@@ -7,59 +7,55 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from medad_serve.calibration import HeldOut
 from medad_serve.metrics import auprc, auroc
-from medad_serve.models import AnomalyModel
-from medad_serve.training.batches import Batch
+from medad_serve.models import AnomalyModel, Batch
 from medad_serve.training.config import TrainSettings
 
 
 class DetectorTask(L.LightningModule):
     """Minimises ``model.loss`` and logs each of its terms; validation adds AUROC and AUPRC.
 
-    ``labels`` and ``patients`` are indexed by the row numbers that the batches carry.
+    ``patients`` is indexed by the row numbers that the batches carry.
     """
 
     def __init__(
         self,
         model: AnomalyModel,
         settings: TrainSettings,
-        labels: NDArray[np.int64],
         patients: tuple[str, ...],
         aggregation: str,
     ) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
-        self.labels = labels
         self.patients = patients
         self.aggregation = aggregation
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Return the loss of a batch of normals."""
-        terms = self.model.loss(batch[0])
+        """Return the loss of a batch."""
+        terms = self.model.loss(batch)
         for name, value in terms.items():
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(batch[0]))
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(batch.x))
         return terms["loss"]
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        """Score the batch; the loss counts its normals alone."""
-        x, rows = batch
-        normal = x[torch.from_numpy(self.labels[rows.cpu().numpy()] == 0).to(x.device)]
-        if len(normal):
-            for name, value in self.model.loss(normal).items():
-                self.log(f"val/{name}", value, on_epoch=True, batch_size=len(normal), prog_bar=name == "loss")
-        self._seen.append((self.model(x)["score"].float().cpu(), rows.cpu()))
+        """Score the batch; the loss counts what training would learn from."""
+        learned = batch if self.model.supervised else _normals(batch)
+        if len(learned.x):
+            for name, value in self.model.loss(learned).items():
+                self.log(f"val/{name}", value, on_epoch=True, batch_size=len(learned.x), prog_bar=name == "loss")
+        score = self.model(batch.x)["score"]
+        self._seen.append((score.float().cpu(), batch.labels.cpu(), batch.rows.cpu()))
 
     def on_validation_epoch_end(self) -> None:
         """Log AUROC and AUPRC at slice and patient level."""
-        scores, rows = (torch.cat(parts).numpy() for parts in zip(*self._seen, strict=True))
+        scores, labels, rows = (torch.cat(parts).numpy() for parts in zip(*self._seen, strict=True))
         self._seen.clear()
-        held_out = HeldOut(scores.astype(np.float64), self.labels[rows], tuple(self.patients[r] for r in rows))
+        held_out = HeldOut(scores.astype(np.float64), labels, tuple(self.patients[r] for r in rows))
         for level, data in (("", held_out), ("patient_", held_out.by_patient(self.aggregation))):
             self.log(f"val/{level}auroc", auroc(data.scores, data.labels), prog_bar=not level)
             self.log(f"val/{level}auprc", auprc(data.scores, data.labels))
@@ -74,6 +70,11 @@ class DetectorTask(L.LightningModule):
             weight_decay=self.settings.weight_decay,
             fused=self.settings.precision == "32-true",
         )
+
+
+def _normals(batch: Batch) -> Batch:
+    normal = batch.labels == 0
+    return Batch(batch.x[normal], batch.labels[normal], batch.rows[normal])
 
 
 def direction(metric: str) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from medad_serve.errors import MedadError
+
+Role = Literal["train", "validation", "calibration", "test"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,13 @@ class Sample:
     path: Path
     patient: str
     label: int
+    kind: str = ""
+    """Class within the label, e.g. ``CNV``; metrics are also reported by it."""
+    role: Role | None = None
+    """Where the data set itself says who trains and who tests: ``train`` is the pool that a run divides."""
+    mask: Path | None = None
+    """Image or volume whose non-zero pixels are abnormal."""
+    severity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,22 @@ class Table:
         for sample in self.samples:
             labels[sample.patient] = max(sample.label, labels.get(sample.patient, 0))
         return labels
+
+    def given_roles(self) -> dict[str, Role]:
+        """Return the role of every patient for whom the data set states one.
+
+        Raises MedadError where one patient is given two.
+        """
+        roles: dict[str, Role] = {}
+        for sample in self.samples:
+            if sample.role is None:
+                continue
+            if roles.setdefault(sample.patient, sample.role) != sample.role:
+                raise MedadError(
+                    f"the patient of {sample.path} is in {roles[sample.patient]} and in {sample.role}",
+                    "Give each patient one place",
+                )
+        return roles
 
     def where(self, patients: set[str]) -> Table:
         """Return the samples of some patients."""

@@ -8,10 +8,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from medad_serve.calibration import normals_needed
+from medad_serve.data.samples import Role
 from medad_serve.errors import MedadError
 from medad_serve.spec import Frozen
 
-Role = Literal["train", "validation", "calibration", "test"]
 Method = Literal["auto", "held_out", "out_of_fold"]
 
 

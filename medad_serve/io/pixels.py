@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["dicom", "image"]
+Kind = Literal["dicom", "image", "nifti", "array"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class Pixels:
     padding: NDArray[np.bool_] | None = None
     inverted: bool = False
     spacing_mm: tuple[float, float] | None = None
+    affine: NDArray[np.float64] | None = None
+    """``(4, 4)``, array index (slice, row, column) to RAS+ millimetres; None where the source does not say."""
+    labels: NDArray[np.int32] | None = None
+    """Label mask on the same grid, 0 background: of a scan that came with one in the same ZIP."""
     facts: Facts = field(default_factory=Facts)
 
     @property

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medad_serve.errors import MedadError
-from medad_serve.models.base import AnomalyModel, Shape, register
+from medad_serve.models.base import AnomalyModel, Batch, Shape, register
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, Window
 
 STRIDE = 16
@@ -85,9 +85,9 @@ class Autoencoder(AnomalyModel):
         error = (x - reconstruction).square().mean(dim=1, keepdim=True)
         return {"score": error.mean(dim=(1, 2, 3)), "heatmap": error, "reconstruction": reconstruction}
 
-    def loss(self, x: Tensor) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error."""
-        return {"loss": F.mse_loss(self.decode(self.encode(x)), x)}
+        return {"loss": F.mse_loss(self.decode(self.encode(batch.x)), batch.x)}
 
 
 HEAD_CT_INPUT = InputSpec(modalities=("CT",), body_parts=("HEAD", "BRAIN", "SKULL", "HEADNECK"), min_size=32)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,60 @@ from medad_serve.spec import Frozen, InputSpec, PrepSpec, validated
 Shape = tuple[int, ...]
 
 
+class Batch(NamedTuple):
+    """Prepared items with what is known of them."""
+
+    x: Tensor
+    """``(N, C, *S)``."""
+    labels: Tensor
+    """``(N,)`` int64, 1 abnormal."""
+    rows: Tensor
+    """``(N,)`` int64, where each item stands in the prepared data."""
+
+    @classmethod
+    def of(cls, x: Tensor) -> Batch:
+        """Return a batch of normals."""
+        return cls(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), torch.arange(len(x), device=x.device))
+
+
+Log = Callable[[dict[str, float]], None]
+
+
 class AnomalyModel(nn.Module, ABC):
     """A detector: ``forward`` scores, ``loss`` trains."""
 
     outputs: ClassVar[tuple[str, ...]] = ("score", "heatmap")
     """Names that ``forward`` returns, in the order in which an export lists them; ``score`` comes first."""
+    supervised: ClassVar[bool] = False
+    """Whether training learns from abnormal patients too; otherwise ``loss`` is given normals alone."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map prepared ``(N, C, *S)`` to named outputs: ``score (N,)``, ``heatmap (N, 1, *S)`` and its own."""
 
     @abstractmethod
-    def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the named loss terms of a batch of normals; ``loss`` is what is minimised."""
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the named loss terms of a batch, and figures worth a curve; ``loss`` is what is minimised."""
+
+    def finish(self, train: Iterable[Tensor], held_out: Iterable[Tensor], log: Log) -> None:
+        """Fit what scoring needs once the best weights are found (a prior, the scale of each score).
+
+        ``train`` and ``held_out`` yield ``(N, C, *S)`` of normals on the model's device, as often as iterated;
+        held-out normals chose the checkpoint and trained nothing. ``log`` keeps a row of figures. What is
+        found belongs into parameters or buffers: they are saved with the weights. By default nothing is done.
+        """
+
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Take the weights of the trained model that a run's ``init`` names; by default of the same model."""
+        self.load_state_dict(weights)
+
+    def ties(self, x: Tensor) -> dict[str, Tensor]:
+        """Return, for each integer output, how nearly it is another one, in the shape of that output.
+
+        The relative gap ``(second - first) / second`` between the two smallest distances: where it is within
+        the parity tolerance, an export may choose the other code.
+        """
+        return {}
 
 
 @dataclass(frozen=True)
@@ -44,6 +85,13 @@ class Family:
     channels: int
     phantom: str
     """Name of the synthetic data set that suits it."""
+    quick: tuple[str, ...] = ()
+    """``key=value`` of a run that ends within minutes on two cores (quickstart)."""
+    trial_size: tuple[int, ...] | None = None
+    """Size in which the conformance suite tries it, where its own is too large for that."""
+    trial_settings: dict[str, Any] = field(default_factory=dict)
+    adopt: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    """Settings that follow from those of the run named by ``init``."""
 
     def shape(self, prep: PrepSpec) -> Shape:
         """Return (C, *S) of one prepared item."""
@@ -66,6 +114,10 @@ def register(
     prep: PrepSpec,
     input: InputSpec | None = None,
     channels: int = 1,
+    quick: tuple[str, ...] = (),
+    trial_size: tuple[int, ...] | None = None,
+    trial_settings: dict[str, Any] | None = None,
+    adopt: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Callable[[Callable[[Shape, Any], AnomalyModel]], Callable[[Shape, Any], AnomalyModel]]:
     """Register a builder ``(shape, settings) -> module`` under the name that the command line takes."""
 
@@ -73,7 +125,20 @@ def register(
         if name in _families:
             raise ValueError(f"model {name} is registered twice")
         summary = (builder.__doc__ or "").strip().split("\n")[0]
-        _families[name] = Family(name, summary, settings, builder, input or InputSpec(), prep, channels, phantom)
+        _families[name] = Family(
+            name,
+            summary,
+            settings,
+            builder,
+            input or InputSpec(),
+            prep,
+            channels,
+            phantom,
+            quick,
+            trial_size,
+            trial_settings or {},
+            adopt,
+        )
         return builder
 
     return add

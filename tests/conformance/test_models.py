@@ -14,7 +14,7 @@ from medad_serve.export.graph import EagerRuntime
 from medad_serve.export.onnx import export_onnx
 from medad_serve.export.parity import RELATIVE_TOLERANCE, relative_difference
 from medad_serve.export.torchscript import export_torchscript
-from medad_serve.models import Family, count_parameters, families
+from medad_serve.models import Batch, Family, count_parameters, families
 from medad_serve.runtime import OnnxRuntime, TorchScriptRuntime
 from medad_serve.spec import validated
 
@@ -56,7 +56,7 @@ def test_outputs_have_their_names_and_shapes(chosen: Family) -> None:
 
 def test_every_parameter_gets_a_gradient(chosen: Family) -> None:
     model = chosen.build().train()
-    terms = model.loss(_batch(chosen, 8))
+    terms = model.loss(Batch.of(_batch(chosen, 8)))
     assert terms["loss"].ndim == 0
     terms["loss"].backward()
     for name, parameter in model.named_parameters():
@@ -73,7 +73,7 @@ def test_a_few_steps_lower_the_loss(chosen: Family) -> None:
     losses = []
     for _ in range(8):
         optimizer.zero_grad()
-        loss = model.loss(x)["loss"]
+        loss = model.loss(Batch.of(x))["loss"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

@@ -41,7 +41,7 @@ def test_recipe_by_name() -> None:
         (["train.max_epochs=0"], r"train\.max_epochs"),
         (["train.max_epochs"], "no key=value"),
         (["settings.width=x"], "width"),
-        (["prep.size=[1]"], "two positive numbers"),
+        (["prep.size=[1]"], "positive numbers"),
         (["prep.window.width=0"], "window width must be"),
         (["calibration.policy=good"], "no cutoff policy"),
         (["calibration.aggregation=sum"], "no aggregation"),
