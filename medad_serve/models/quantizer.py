@@ -41,7 +41,7 @@ class Quantizer(nn.Module):
     ``ema`` moves each code to the running mean of what chose it (their appendix A.1), the codebook being a
     buffer; ``gradient`` minimises their eq. 3, the codebook being a parameter. A code that no position of
     ``revive_after`` training batches chose takes the place of a random encoder output (0: never); all begin as
-    idle as that, so the first batch seeds those that it does not choose. Everything that moves is saved.
+    idle as that, so the first batch seeds them. Everything that moves is saved.
     """
 
     codebook: Tensor
@@ -78,6 +78,8 @@ class Quantizer(nn.Module):
         """Quantise ``(N, D, *S)`` with any number of spatial axes; in training the codebook moves."""
         with _full_precision(z):
             z = z.float()
+            if self.training and self.revive_after:
+                self._revive(z.detach())
             codes = self._nearest(z)
             quantized = self.lookup(codes)
             loss = self.commitment_cost * F.mse_loss(z, quantized.detach())
@@ -127,33 +129,37 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def _move(self, z: Tensor, codes: Tensor, counts: Tensor) -> None:
-        """Take one training step of the codebook, then revive what nothing chooses."""
-        outputs = z.movedim(1, -1).flatten(0, -2)
+        """Take one training step of the running means, and count idle steps."""
+        self.idle.add_(1).masked_fill_(counts > 0, 0)
         if self.update == "ema":
-            sums = torch.zeros_like(self.cluster_sum).index_add_(0, codes.flatten(), outputs)
+            sums = torch.zeros_like(self.cluster_sum).index_add_(0, codes.flatten(), _rows(z))
             self.cluster_size.lerp_(counts, 1 - self.decay)
             self.cluster_sum.lerp_(sums, 1 - self.decay)
             total = self.cluster_size.sum()
             smoothed = (self.cluster_size + EPSILON) / (total + len(counts) * EPSILON) * total
             self.codebook.copy_(self.cluster_sum / smoothed[:, None])
-        if self.revive_after:
-            self.idle.add_(1).masked_fill_(counts > 0, 0)
-            self._revive(outputs)
 
-    def _revive(self, outputs: Tensor) -> None:
-        """Put codes idle for too long on random rows of ``(M, D)``."""
-        dead = (self.idle > self.revive_after).nonzero().squeeze(1)
+    @torch.no_grad()
+    def _revive(self, z: Tensor) -> None:
+        """Put codes idle for too long on random positions of this batch."""
+        dead = (self.idle >= self.revive_after).nonzero().squeeze(1)
         if not len(dead):
             return
+        outputs = _rows(z)
         # Drawn on the CPU: the same seed revives alike on every device. Without repetition while rows last.
         rows = torch.randperm(len(outputs))[: len(dead)]
         rows = rows.repeat(-(-len(dead) // len(rows)))[: len(dead)]
         chosen = outputs[rows.to(outputs.device)]
-        self.codebook.data[dead] = chosen
+        self.codebook[dead] = chosen
         self.idle[dead] = 0
         if self.update == "ema":
             self.cluster_sum[dead] = chosen
             self.cluster_size[dead] = 1
+
+
+def _rows(z: Tensor) -> Tensor:
+    """Return ``(N, D, *S)`` as one row a position."""
+    return z.movedim(1, -1).flatten(0, -2)
 
 
 def _positions(z: Tensor) -> Iterator[Tensor]:
