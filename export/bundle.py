@@ -21,7 +21,7 @@ from medad_serve.export.torchscript import export_torchscript
 from medad_serve.files import whole_directory
 from medad_serve.models import AnomalyModel, count_parameters
 from medad_serve.models.base import Shape
-from medad_serve.runtime import FloatArray, Runtime, open_runtime, run_batched
+from medad_serve.runtime import FloatArray, Runtime, Selection, batches, open_runtime
 from medad_serve.spec import PRECISION, Calibration, InputSpec, Manifest, OutputSpec, Parity, PrepSpec
 
 EXPORTERS: dict[str, Callable[[AnomalyModel, Shape, Path], None]] = {
@@ -53,7 +53,7 @@ class Part:
     """Held-out inputs and the model that never saw them: the exported one, or that of an out-of-fold round."""
 
     model: AnomalyModel
-    tensor: FloatArray
+    tensor: FloatArray | Selection
     labels: NDArray[np.int64]
     patients: tuple[str, ...]
 
@@ -84,11 +84,12 @@ def score_parts(bundle: Bundle, runtime_of: Callable[[AnomalyModel], Runtime]) -
     """Calibrate on the scores that each part's own model gives, through the runtime that will serve."""
     scores, scales = [], []
     for part in bundle.parts:
-        outputs = run_batched(runtime_of(part.model), part.tensor, ["score", "heatmap"])
-        scores.append(outputs["score"].astype(np.float64))
-        normal = outputs["heatmap"][part.labels == 0]
-        if normal.size:
-            scales.append(float(np.quantile(normal, HEATMAP_QUANTILE)))
+        found = []
+        for rows, outputs in batches(runtime_of(part.model), part.tensor, ["score", "heatmap"]):
+            found.append(outputs["score"].astype(np.float64))
+            normal = outputs["heatmap"][part.labels[rows] == 0]
+            scales += [float(np.quantile(heatmap, HEATMAP_QUANTILE)) for heatmap in normal]
+        scores.append(np.concatenate(found))
     if not all(np.isfinite(s).all() for s in scores):
         raise MedadError("the model gives scores that are not finite", "Train again with a lower learning rate")
     held_out = HeldOut(
@@ -103,7 +104,7 @@ def score_parts(bundle: Bundle, runtime_of: Callable[[AnomalyModel], Runtime]) -
         folds=bundle.folds,
         aggregation=bundle.aggregation,
         default_policy=bundle.policy,
-        heatmap_scale=float(np.mean(scales)),
+        heatmap_scale=float(np.median(scales)),
     )
 
 
@@ -124,7 +125,7 @@ def _export_one(bundle: Bundle, kind: str, folder: Path) -> tuple[Calibration, P
     EXPORTERS[kind](bundle.model, bundle.shape, folder / GRAPHS[kind])
     open_model = _exported(bundle, kind, folder)
     calibration = score_parts(bundle, open_model)
-    cutoffs = [c.value for c in calibration.slice.cutoffs]
+    cutoffs = [c.value for c in calibration.item.cutoffs]
     parity = check_parity(
         kind,
         open_model(bundle.model),
@@ -154,6 +155,11 @@ def package_versions() -> dict[str, str]:
 
 def export(bundle: Bundle, formats: Sequence[str], target: Path, say: Say = lambda _: None) -> None:
     """Write the artifact directory ``target``; raises MedadError and leaves nothing where a gate fails."""
+    if bundle.method == "validation":
+        raise MedadError(
+            "the run has no cutoffs to export: the scores of its validation patients chose the checkpoint",
+            "Train without fold, or with calibration.method=out_of_fold",
+        )
     unknown = set(formats) - set(EXPORTERS)
     if unknown or not formats:
         raise MedadError(f"there is no export format {', '.join(sorted(unknown))}", f"Choose: {', '.join(EXPORTERS)}")

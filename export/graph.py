@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from medad_serve.models import AnomalyModel
-from medad_serve.runtime import FloatArray, Outputs
+from medad_serve.runtime import FloatArray, Outputs, fitting_batch
 
 
 class TupleOutputs(nn.Module):
@@ -42,3 +43,14 @@ class EagerRuntime:
         with torch.inference_mode():
             found = self.model(torch.from_numpy(batch).to(device))
         return {name: found[name].cpu().numpy() for name in names}
+
+    def ties(self, inputs: FloatArray) -> Outputs:
+        """Return how nearly each code is another one, as ``AnomalyModel.ties`` says."""
+        device = next(self.model.parameters()).device
+        size = fitting_batch(inputs.shape[1:])
+        with torch.inference_mode():
+            parts = [
+                self.model.ties(torch.from_numpy(inputs[start : start + size]).to(device))
+                for start in range(0, len(inputs), size)
+            ]
+        return {name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]}

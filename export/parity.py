@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medad_serve.errors import MedadError
-from medad_serve.runtime import FloatArray, Runtime, run_batched
+from medad_serve.export.graph import EagerRuntime
+from medad_serve.runtime import FloatArray, Runtime, fitting_batch, run_batched
 from medad_serve.spec import Parity
 
 BATCHES = (1, 8)
@@ -30,7 +31,7 @@ def relative_difference(found: NDArray[np.floating], expected: NDArray[np.floati
 def check_parity(
     name: str,
     runtime: Runtime,
-    trained: Runtime,
+    trained: EagerRuntime,
     inputs: FloatArray,
     outputs: Sequence[str],
     cutoffs: Sequence[float],
@@ -38,36 +39,57 @@ def check_parity(
 ) -> Parity:
     """Compare every output at batch 1 and 8, and every decision at every cutoff.
 
-    Raises MedadError where an output differs beyond ``tolerance`` or a decision flips though its score lies
-    outside the tolerance band around the cutoff.
+    Raises MedadError where an output differs beyond ``tolerance``, a code differs though the two nearest do not
+    tie within it, or a decision flips though its score lies outside the tolerance band around the cutoff. What
+    else an item with such a tie gives is not compared, but its decisions are.
     """
     expected = run_batched(trained, inputs, outputs)
-    absolute, relative, flips = 0.0, 0.0, 0
-    for batch in BATCHES:
+    codes = [name for name in outputs if np.issubdtype(expected[name].dtype, np.integer)]
+    gaps = trained.ties(inputs) if codes else {}
+    absolute, relative, flips, ties = 0.0, 0.0, 0, 0
+    sizes = _batches(inputs.shape[1:])
+    for batch in sizes:
         found = run_batched(runtime, inputs, outputs, batch)
-        for output in outputs:
-            absolute = max(absolute, float(np.abs(found[output].astype(np.float64) - expected[output]).max()))
-            difference = relative_difference(found[output], expected[output])
+        same = np.ones(len(inputs), bool)
+        for output in codes:
+            differs = found[output] != expected[output]
+            ties += int(differs.sum())
+            if (differs & ~(gaps[output] <= tolerance)).any():
+                raise _refusal(f"{name} output {output} at batch {batch} holds codes that are not the nearest")
+            same &= ~differs.reshape(len(inputs), -1).any(axis=1)
+        for output in set(outputs) - set(codes) if same.any() else ():
+            there, here = found[output][same], expected[output][same]
+            absolute = max(absolute, float(np.abs(there.astype(np.float64) - here).max()))
+            difference = relative_difference(there, here)
             relative = max(relative, difference)
             if not difference <= tolerance:
-                raise MedadError(
-                    f"parity: {name} output {output} at batch {batch} differs by {difference:.2e} relative, "
-                    f"more than {tolerance:.0e}",
-                    "Nothing was written; report the model and the torch version",
+                raise _refusal(
+                    f"{name} output {output} at batch {batch} differs by {difference:.2e} relative, "
+                    f"more than {tolerance:.0e}"
                 )
         flips += sum(_flips(found["score"], expected["score"], cutoff, tolerance) for cutoff in cutoffs)
     if flips:
-        raise MedadError(f"parity: {flips} decisions of {name} flip", "Nothing was written; report the model")
+        raise _refusal(f"{flips} decisions of {name} flip")
     return Parity(
         runtime=name,
-        batches=BATCHES,
+        batches=sizes,
         inputs=len(inputs),
         relative_tolerance=tolerance,
         max_absolute_difference=absolute,
         max_relative_difference=relative,
-        decisions=len(inputs) * len(cutoffs) * len(BATCHES),
+        ties=ties,
+        decisions=len(inputs) * len(cutoffs) * len(sizes),
         flips=flips,
     )
+
+
+def _batches(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the batch sizes to compare at: 1 and 8, or as many as go into one call."""
+    return tuple(sorted({min(batch, max(2, fitting_batch(shape))) for batch in BATCHES}))
+
+
+def _refusal(fault: str) -> MedadError:
+    return MedadError(f"parity: {fault}", "Nothing was written; report the model and the torch version")
 
 
 def _flips(found: NDArray[np.floating], expected: NDArray[np.floating], cutoff: float, tolerance: float) -> int:

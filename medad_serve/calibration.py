@@ -142,8 +142,8 @@ class HeldOut:
             tuple(rows),
         )
 
-    def slices_per_patient(self) -> tuple[int, int]:
-        """Return the fewest and the most slices that a patient has."""
+    def items_per_patient(self) -> tuple[int, int]:
+        """Return the fewest and the most items that a patient has."""
         counts = np.unique(np.array(self.patients), return_counts=True)[1]
         return int(counts.min()), int(counts.max())
 
@@ -221,14 +221,14 @@ def calibrate(
             "method": method,
             "folds": folds,
             "aggregation": aggregation,
-            "slices_per_patient": held_out.slices_per_patient(),
+            "items_per_patient": held_out.items_per_patient(),
             "data_fingerprint": fingerprint,
             "heatmap_scale": heatmap_scale,
-            "slice": _calibrate_level(held_out, wanted, seed),
+            "item": _calibrate_level(held_out, wanted, seed),
             "patient": _calibrate_level(held_out.by_patient(aggregation), wanted, seed),
         }
     )
-    for level in (made.slice, made.patient):
+    for level in (made.item, made.patient):
         if default_policy not in {c.policy for c in level.cutoffs}:
             raise MedadError(
                 f"{default_policy} cannot be calibrated on this data",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medad_serve.artifact import MANIFEST, load_manifest
 from medad_serve.calibration import Decider, HeldOut
@@ -21,17 +23,21 @@ from medad_serve.files import write_whole
 from medad_serve.metrics import auroc, summarise, with_interval
 from medad_serve.models import AnomalyModel
 from medad_serve.report import plot_scores
-from medad_serve.runtime import Runtime, open_runtime, run_batched
+from medad_serve.runtime import Runtime, Selection, batches, open_runtime
 from medad_serve.spec import Calibration, Manifest
 from medad_serve.training.config import RunConfig
 from medad_serve.training.run import Run, is_run, open_run
 
+VALIDATION_POLICY = "youden"
+"""Decides where a run of cross-validation is reported: few healthy patients make no rare false alarm measurable."""
 PARITY_INPUTS = 64
+PARITY_VALUES = 2**23
+"""Most input values that parity is proven on: four volumes of 128^3."""
 
 
 def _part(model: AnomalyModel, data: Prepared, patients: set[str], label: int | None = None) -> Part:
     rows = data.rows(patients, label)
-    return Part(model, data.tensor[rows], data.labels[rows], tuple(data.patients[r] for r in rows))
+    return Part(model, Selection(data.tensor, rows), data.labels[rows], tuple(data.patients[r] for r in rows))
 
 
 def _short(digest: str) -> str:
@@ -47,12 +53,14 @@ def _made_of(run: Run) -> set[str]:
 def _parts(run: Run, model: AnomalyModel, data: Prepared) -> tuple[Part, ...]:
     """Healthy patients that a part's model never saw, and the diseased of validation for the other policies."""
     split = run.split
-    if split.method == "held_out":
+    if split.method == "validation":
+        healthy = [_part(model, data, split.patients("validation"), label=0)]
+    elif split.method == "held_out":
         healthy = [_part(model, data, split.patients("calibration"), label=0)]
     else:
         healthy = [
-            _part(run.trained(folder), data, {p for p, k in split.folds.items() if k == number}, label=0)
-            for number, folder in enumerate(run.folds())
+            _part(run.trained(run.fold(k)), data, {p for p, fold in split.folds.items() if fold == k}, label=0)
+            for k in run.fold_numbers()
         ]
     parts = [*healthy, _part(model, data, split.patients("validation"), label=1)]
     return tuple(p for p in parts if len(p.labels))
@@ -63,7 +71,9 @@ def make_bundle(run: Run, data: Prepared, *, name: str | None = None, version: s
     model = run.trained()
     held_out = data.rows(run.split.patients("validation", "calibration", "test"))
     # Evenly over the rows, so that healthy and diseased both take part.
-    picked = held_out[np.linspace(0, len(held_out) - 1, min(PARITY_INPUTS, len(held_out))).astype(int)]
+    shape = run.family.shape(run.config.prep)
+    count = min(PARITY_INPUTS, max(2, PARITY_VALUES // math.prod(shape)), len(held_out))
+    picked = held_out[np.linspace(0, len(held_out) - 1, count).astype(int)]
     config = run.config
     return Bundle(
         name=name or config.experiment,
@@ -71,14 +81,14 @@ def make_bundle(run: Run, data: Prepared, *, name: str | None = None, version: s
         family=config.model,
         settings=config.settings,
         model=model,
-        shape=run.family.shape(config.prep),
+        shape=shape,
         input=config.input,
         prep=config.prep,
         parts=_parts(run, model, data),
         method=run.split.method,
         folds=len(run.folds()),
         aggregation=config.calibration.aggregation,
-        policy=config.calibration.policy,
+        policy=VALIDATION_POLICY if run.split.method == "validation" else config.calibration.policy,
         fingerprint=data.fingerprint,
         parity_inputs=data.tensor[picked],
         seen=tuple(sorted({_short(data.digests[r]) for r in data.rows(_made_of(run))})),
@@ -110,6 +120,7 @@ class Subject:
     policy: str
     data: Prepared
     seen: frozenset[str]
+    unit: Literal["slice", "volume"]
 
 
 def _read_data(
@@ -129,7 +140,7 @@ def _run_subject(run: Run, source: str | None, progress: Progress | None) -> Sub
     bundle = make_bundle(run, own)
     data = _read_data(run, source, run.config, progress) if source else own
     runtime, calibration = EagerRuntime(bundle.model), score_parts(bundle, EagerRuntime)
-    return Subject(runtime, "eager", calibration, bundle.policy, data, frozenset(bundle.seen))
+    return Subject(runtime, "eager", calibration, bundle.policy, data, frozenset(bundle.seen), bundle.prep.unit)
 
 
 def _artifact_subject(artifact: Path, runtime: str, source: str | None, progress: Progress | None) -> Subject:
@@ -138,7 +149,9 @@ def _artifact_subject(artifact: Path, runtime: str, source: str | None, progress
     run = open_run(artifact.parent) if is_run(artifact.parent) else None
     data = _read_data(run, source, manifest, progress)
     opened = open_runtime(artifact, runtime, [o.name for o in manifest.outputs])
-    return Subject(opened, runtime, calibration, manifest.default_policy, data, frozenset(manifest.seen))
+    return Subject(
+        opened, runtime, calibration, manifest.default_policy, data, frozenset(manifest.seen), manifest.prep.unit
+    )
 
 
 def evaluate(
@@ -171,7 +184,7 @@ def evaluate(
         stem += f"-{subject.data.fingerprint[:8]}"  # the run's own figures stay
     target = out or home / f"{stem}.json"
     write_whole(target, json.dumps(metrics, indent=1) + "\n")
-    plot_scores(held_out, metrics["slice"]["cutoff"], target.with_suffix(".png"))
+    plot_scores(held_out, metrics[metrics["unit"]]["cutoff"], target.with_suffix(".png"))
     return metrics, target
 
 
@@ -181,30 +194,36 @@ def measure(subject: Subject, policy: str | None) -> tuple[dict[str, Any], HeldO
     rows = np.array([r for r, digest in enumerate(data.digests) if _short(digest) not in subject.seen], np.int64)
     if not len(rows):
         raise MedadError("every file of the data went into making the model", "Evaluate on files that it never saw")
-    tensor = data.tensor[rows]
     labels, patients = data.labels[rows], tuple(data.patients[r] for r in rows)
 
-    def held_out(values: np.ndarray[Any, Any]) -> HeldOut:
-        return HeldOut(np.asarray(values, np.float64), labels, patients)
+    def held_out(values: Sequence[NDArray[Any]]) -> HeldOut:
+        return HeldOut(np.concatenate(values).astype(np.float64), labels, patients)
 
-    slices = held_out(run_batched(subject.runtime, tensor, ["score"])["score"])
+    chosen = Selection(data.tensor, rows)
+    scores: list[NDArray[Any]] = []
+    trivial: dict[str, list[NDArray[Any]]] = {"mean": [], "p99": []}
+    for part, outputs in batches(subject.runtime, chosen, ["score"]):
+        scores.append(outputs["score"])
+        flat = chosen[part].reshape(len(outputs["score"]), -1)
+        trivial["mean"].append(flat.mean(axis=1))
+        trivial["p99"].append(np.percentile(flat, 99, axis=1))
+    items = held_out(scores)
     aggregation, policy = subject.calibration.aggregation, policy or subject.policy
     levels = {
-        "slice": (slices, Decider(subject.calibration.slice).cutoff(policy)),
-        "patient": (slices.by_patient(aggregation), Decider(subject.calibration.patient).cutoff(policy)),
+        subject.unit: (items, Decider(subject.calibration.item).cutoff(policy)),
+        "patient": (items.by_patient(aggregation), Decider(subject.calibration.patient).cutoff(policy)),
     }
-    flat = tensor.reshape(len(tensor), -1)
-    trivial = {"mean": flat.mean(axis=1), "p99": np.percentile(flat, 99, axis=1)}
     metrics: dict[str, Any] = {
         "runtime": subject.runtime_name,
         "split": "test" if data.fingerprint == subject.calibration.data_fingerprint else "unseen",
         "excluded_seen": len(data.digests) - len(rows),
         "policy": policy,
-        "calibration": {"method": subject.calibration.method, "n": subject.calibration.slice.n},
+        "unit": subject.unit,
+        "calibration": {"method": subject.calibration.method, "n": subject.calibration.item.n},
         "aggregation": aggregation,
         "data_fingerprint": data.fingerprint,
         "faults": len(data.faults),
         **{name: {"cutoff": cutoff, **summarise(found, cutoff)} for name, (found, cutoff) in levels.items()},
         "baselines": {name: {"auroc": with_interval(auroc, held_out(values))} for name, values in trivial.items()},
     }
-    return metrics, slices
+    return metrics, items

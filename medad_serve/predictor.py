@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,20 +34,23 @@ class Options:
     policy: str | None = None
 
 
-class SliceResult(Frozen):
-    """One slice of a series or multi-frame file, in anatomical order where positions are known."""
+class ItemResult(Frozen):
+    """One slice of a series (in anatomical order where positions are known), or one labelled region of a scan."""
 
     index: int
+    region: str | None = None
+    """Name of the region, e.g. ``L3``."""
     score: float
     p_value: float
     anomalous: bool
 
 
 class Heatmap(Frozen):
-    """``png``: overlay on the windowed source; ``npy``: float32 (H, W) map. Of the highest-scoring frame."""
+    """``png``: overlay on the windowed source; ``npy``: float32 map, (H, W) or (D, H, W). Of the highest score."""
 
     format: HeatmapFormat
     frame: int
+    """Index of the slice that is shown."""
     data: str
     """base64."""
 
@@ -67,13 +71,14 @@ class Result(Frozen):
 
     model: str
     version: str
-    level: Literal["slice", "patient"]
+    level: Literal["slice", "volume", "patient"]
     score: float
     p_value: float
     cutoff: float
     policy: str
     anomalous: bool
-    slices: tuple[SliceResult, ...] | None = None
+    slices: tuple[ItemResult, ...] | None = None
+    regions: tuple[ItemResult, ...] | None = None
     heatmap: Heatmap | None = None
     input: InputFacts
     warnings: tuple[str, ...] = ()
@@ -105,7 +110,7 @@ class Predictor:
         names = [o.name for o in self.manifest.outputs]
         self.runtime = open_runtime(directory, runtime, names, threads=threads, device=device)
         self.aggregate = parse_aggregation(self.calibration.aggregation)
-        self.slice_level = Decider(self.calibration.slice)
+        self.item_level = Decider(self.calibration.item)
         self.patient_level = Decider(self.calibration.patient)
 
     @classmethod
@@ -129,7 +134,7 @@ class Predictor:
                 self._check_policy(options.policy)
             start = time.perf_counter()
             pixels = decode(source)
-            check_input(pixels, self.manifest.input)
+            check_input(pixels, self.manifest.input, self.manifest.prep)
             decoded = time.perf_counter()
             prepared = prepare(pixels, self.manifest.prep)
             done = time.perf_counter()
@@ -141,7 +146,7 @@ class Predictor:
             return InputError(
                 500, f"internal fault while reading ({type(error).__name__})", "Report this file's format"
             )
-        warnings = self._warnings(pixels)
+        warnings = self._warnings(pixels, prepared)
         if float(np.ptp(prepared.tensor)) == 0:
             warnings += ("the image is blank within the window: its score says nothing",)
         return _Item(
@@ -154,7 +159,7 @@ class Predictor:
         )
 
     def _check_policy(self, policy: str) -> None:
-        made = self.slice_level.cutoffs.keys() & self.patient_level.cutoffs.keys()
+        made = self.item_level.cutoffs.keys() & self.patient_level.cutoffs.keys()
         if policy not in made:
             raise InputError(
                 422, "the policy asked for was not calibrated", f"This model has: {', '.join(sorted(made))}"
@@ -181,52 +186,63 @@ class Predictor:
         if not np.isfinite(scores).all():
             return InputError(422, "the model's score is not finite", "Check that the pixel values are plausible")
         policy = item.options.policy or self.manifest.default_policy
-        per_slice = [self.slice_level.decide(float(s), policy) for s in scores]
-        is_series = len(scores) > 1
-        whole = self.patient_level.decide(self.aggregate(scores), policy) if is_series else per_slice[0]
+        regions = item.prepared.regions
+        each = [self.item_level.decide(float(s), policy) for s in scores]
+        is_patient = len(scores) > 1 or bool(regions)
+        whole = self.patient_level.decide(self.aggregate(scores), policy) if is_patient else each[0]
         return Result(
             model=self.manifest.name,
             version=self.manifest.version,
-            level="patient" if is_series else "slice",
+            level="patient" if is_patient else self.manifest.prep.unit,
             score=whole.score,
             p_value=whole.p_value,
             cutoff=whole.cutoff,
             policy=whole.policy,
             anomalous=whole.anomalous,
-            slices=_slice_results(per_slice) if is_series else None,
+            slices=_item_results(each) if is_patient and not regions else None,
+            regions=_item_results(each, regions) if regions else None,
             heatmap=self._heatmap(item, outputs, scores),
             input=item.facts,
             warnings=item.warnings,
             timing_ms={name: round(ms, 3) for name, ms in item.timing.items()},
         )
 
-    def _warnings(self, pixels: Pixels) -> tuple[str, ...]:
-        fewest, most = self.calibration.slices_per_patient
-        warnings = list(pixels.facts.notes)
-        if pixels.frames > 1 and not fewest <= pixels.frames <= most:
-            warnings.append(
-                f"{pixels.frames} slices; the patient cutoff was calibrated on patients with {fewest} to {most}"
-            )
+    def _warnings(self, pixels: Pixels, prepared: Prepared) -> tuple[str, ...]:
+        fewest, most = self.calibration.items_per_patient
+        warnings = [*pixels.facts.notes, *prepared.notes]
+        items = len(prepared.tensor)
+        if (items > 1 or prepared.regions) and not fewest <= items <= most:
+            unit = self.manifest.prep.unit + "s" * (items > 1)
+            warnings.append(f"{items} {unit}; the patient cutoff was calibrated on patients with {fewest} to {most}")
         return tuple(warnings)
 
     def _heatmap(self, item: _Item, outputs: Outputs, scores: NDArray[np.float64]) -> Heatmap | None:
         if item.options.heatmap == "none":
             return None
-        frame = int(np.argmax(scores))
-        on_source = item.prepared.geometry.to_source(outputs["heatmap"][frame, 0])
+        highest = int(np.argmax(scores))
+        on_source = item.prepared.geometries[highest].to_source(outputs["heatmap"][highest, 0])
+        is_volume = on_source.ndim == 3
+        frame = int(np.argmax(on_source.max(axis=(1, 2)))) if is_volume else highest
         if item.pixels is None:
             buffer = io.BytesIO()
             np.save(buffer, on_source)
             data = buffer.getvalue()
         else:
-            shown = display(item.pixels.part(frame), self.manifest.prep.window)[0]
-            data = encode_png(overlay(shown, on_source, self.calibration.heatmap_scale))
+            shown = display(item.pixels.part(frame), self._window(item))[0]
+            on_frame = on_source[frame] if is_volume else on_source
+            data = encode_png(overlay(shown, on_frame, self.calibration.heatmap_scale))
         return Heatmap(format=item.options.heatmap, frame=frame, data=base64.b64encode(data).decode())
 
+    def _window(self, item: _Item) -> Window | None:
+        """Return the window that the item was prepared with: regions have their own."""
+        prep = self.manifest.prep
+        return prep.regions.window if item.prepared.regions and prep.regions else prep.window
 
-def _slice_results(decisions: list[Decision]) -> tuple[SliceResult, ...]:
+
+def _item_results(decisions: list[Decision], regions: tuple[str, ...] = ()) -> tuple[ItemResult, ...]:
     return tuple(
-        SliceResult(index=i, score=d.score, p_value=d.p_value, anomalous=d.anomalous) for i, d in enumerate(decisions)
+        ItemResult(index=i, region=name, score=d.score, p_value=d.p_value, anomalous=d.anomalous)
+        for i, (d, name) in enumerate(zip_longest(decisions, regions))
     )
 
 

@@ -126,9 +126,9 @@ def _summary(artifact: Path, metrics: dict[str, Any], sent: list[Sent]) -> dict[
     if failed:
         raise MedadError(f"{len(failed)} requests failed, e.g. {failed[0]['message']}", failed[0].get("hint", ""))
     return {
-        "auroc": metrics["slice"]["auroc"]["value"],
-        "auroc_low": metrics["slice"]["auroc"]["low"],
-        "auroc_high": metrics["slice"]["auroc"]["high"],
+        "auroc": metrics[metrics["unit"]]["auroc"]["value"],
+        "auroc_low": metrics[metrics["unit"]]["auroc"]["low"],
+        "auroc_high": metrics[metrics["unit"]]["auroc"]["high"],
         "auroc_patient": metrics["patient"]["auroc"]["value"],
         "auroc_of_mean_intensity": metrics["baselines"]["mean"]["auroc"]["value"],
         "auroc_of_99th_percentile": metrics["baselines"]["p99"]["auroc"]["value"],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +19,8 @@ FloatArray = NDArray[np.float32]
 Outputs = dict[str, NDArray[Any]]
 MAX_BATCH = 32
 """Largest batch in one call: bounds memory where a series of hundreds of slices comes at once."""
+MAX_VALUES = 2**22
+"""Most input values in one call, though always one item: two volumes of 128^3, 16 slices of 512^2."""
 
 
 class Runtime(Protocol):
@@ -99,7 +103,43 @@ def open_runtime(
     return TorchScriptRuntime(path, outputs, threads=threads, device=device)
 
 
-def run_batched(runtime: Runtime, tensor: FloatArray, names: Sequence[str], batch: int = MAX_BATCH) -> Outputs:
-    """Run any number of items, ``batch`` at a time."""
-    parts = [runtime.run(np.ascontiguousarray(tensor[i : i + batch]), names) for i in range(0, len(tensor), batch)]
+@dataclass(frozen=True)
+class Selection:
+    """Some rows of prepared data, read when they are needed: volumes of a whole data set do not fit into memory."""
+
+    tensor: FloatArray
+    rows: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(rows, C, *S)``."""
+        return (len(self.rows), *self.tensor.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> FloatArray:
+        return np.asarray(self.tensor[self.rows[part]], np.float32)
+
+
+def fitting_batch(shape: Sequence[int]) -> int:
+    """Return how many items of ``(C, *S)`` go into one call."""
+    return max(1, min(MAX_BATCH, MAX_VALUES // math.prod(shape)))
+
+
+def batches(
+    runtime: Runtime, tensor: FloatArray | Selection, names: Sequence[str], batch: int | None = None
+) -> Iterator[tuple[slice, Outputs]]:
+    """Run any number of items, a call's worth at a time; yield which they were and their outputs."""
+    size = batch or fitting_batch(tensor.shape[1:])
+    for start in range(0, len(tensor), size):
+        rows = slice(start, min(start + size, len(tensor)))
+        yield rows, runtime.run(np.ascontiguousarray(tensor[rows]), names)
+
+
+def run_batched(
+    runtime: Runtime, tensor: FloatArray | Selection, names: Sequence[str], batch: int | None = None
+) -> Outputs:
+    """Run any number of items and keep every output."""
+    parts = [outputs for _, outputs in batches(runtime, tensor, names, batch)]
     return {name: np.concatenate([p[name] for p in parts]) for name in names}

@@ -87,7 +87,7 @@ class PrepSpec(Frozen):
     """How decoded pixels become the model's tensor; the same object prepares for training and serving."""
 
     window: Window | None = None
-    """None scales by the full range of the stored type (8-bit images: 0..255), or by ``InputSpec.values``."""
+    """None scales by the full range of the stored type (8-bit images: 0..255)."""
     foreground: Foreground | None = None
     normalize: Percentiles | None = None
     size: tuple[int, ...] = (64, 64)
@@ -151,15 +151,17 @@ class LevelCalibration(Frozen):
 class Calibration(Frozen):
     """Decisions of one runtime at one precision, made once, over the exported file."""
 
-    method: Literal["held_out", "out_of_fold"]
+    method: Literal["held_out", "out_of_fold", "validation"]
+    """``validation``: made on the patients who chose the checkpoint; good to report by, never exported."""
     folds: int = 0
     aggregation: str = "max"
-    """Patient score from slice scores: ``max``, ``mean`` or ``top<k>`` (mean of the k largest)."""
-    slices_per_patient: tuple[int, int]
+    """Patient score from those of its slices or volumes: ``max``, ``mean`` or ``top<k>`` (mean of the k largest)."""
+    items_per_patient: tuple[int, int]
     data_fingerprint: str
     heatmap_scale: float
-    """A high quantile of held-out normal heatmaps: full colour in an overlay."""
-    slice: LevelCalibration
+    """Median over held-out normals of a high quantile of the heatmap: full colour in an overlay."""
+    item: LevelCalibration
+    """Of one slice or volume."""
     patient: LevelCalibration
 
 
@@ -172,6 +174,8 @@ class Parity(Frozen):
     relative_tolerance: float
     max_absolute_difference: float
     max_relative_difference: float
+    ties: int = 0
+    """Codes that differ because two distances tie within the tolerance; floats of such items are not compared."""
     decisions: int
     flips: int
 

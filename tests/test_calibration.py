@@ -117,14 +117,14 @@ def test_patients_are_scored_by_the_aggregation() -> None:
     assert data.by_patient("mean").scores.tolist() == [3, 2.5]
     assert data.by_patient("top1").scores.tolist() == [5, 3]
     assert data.by_patient("max").labels.tolist() == [0, 1]
-    assert data.slices_per_patient() == (2, 2)
+    assert data.items_per_patient() == (2, 2)
     with pytest.raises(MedadError, match="no aggregation"):
         data.by_patient("top0")
 
 
 def test_policies_that_need_the_diseased_are_left_out_without_them() -> None:
     made = _calibrate(_held_out(np.random.default_rng(0).normal(size=30)))
-    assert {c.policy for c in made.slice.cutoffs} == {"specificity=0.95", "specificity=0.9"}
+    assert {c.policy for c in made.item.cutoffs} == {"specificity=0.95", "specificity=0.9"}
     with pytest.raises(MedadError, match="cannot be calibrated"):
         _calibrate(_held_out(np.arange(30.0)), default_policy="youden")
 
@@ -132,17 +132,17 @@ def test_policies_that_need_the_diseased_are_left_out_without_them() -> None:
 def test_interval_is_by_patient_and_holds_the_cutoff() -> None:
     rng = np.random.default_rng(4)
     scores = rng.normal(size=60)
-    alone = _calibrate(_held_out(scores)).slice.cutoffs[0]
+    alone = _calibrate(_held_out(scores)).item.cutoffs[0]
     assert alone.interval.low <= alone.value <= alone.interval.high
     # Five equal slices of each patient add no information: the interval must not shrink.
     repeated = HeldOut(np.repeat(scores, 5), np.zeros(300, np.int64), tuple(f"p{i // 5}" for i in range(300)))
-    many = _calibrate(repeated).slice.cutoffs[0]
+    many = _calibrate(repeated).item.cutoffs[0]
     width, width_many = (c.interval.high - c.interval.low for c in (alone, many))
     assert width_many > 0.6 * width
 
 
 def test_decide_names_what_was_calibrated() -> None:
-    level = Decider(_calibrate(_held_out(np.arange(40.0))).slice)
+    level = Decider(_calibrate(_held_out(np.arange(40.0))).item)
     assert level.decide(100, "specificity=0.95").anomalous
     assert not level.decide(5, "specificity=0.95").anomalous
     with pytest.raises(MedadError, match=r"specificity=0\.95"):

@@ -43,7 +43,7 @@ def test_answer_is_the_decision_by_hand(predictor: Predictor, good: list[bytes])
     answer = predictor.predict([good[0]])[0]
     tensor = prepare(decode(good[0]), predictor.manifest.prep).tensor
     score = float(predictor.runtime.run(tensor, ["score"])["score"][0])
-    level = predictor.calibration.slice
+    level = predictor.calibration.item
     cutoff = next(c.value for c in level.cutoffs if c.policy == predictor.manifest.default_policy)
     assert answer.score == score
     assert answer.cutoff == cutoff

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, field_validator
@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, field_validator
 from medad_serve.calibration import DEFAULT_POLICY, parse_aggregation, parse_policy
 from medad_serve.data.splits import Method, SplitSettings
 from medad_serve.errors import MedadError
-from medad_serve.models import family
+from medad_serve.models import Family, family
 from medad_serve.models.base import device_for
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, read_yaml, validated
 
@@ -25,6 +25,8 @@ class TrainSettings(Frozen):
     max_epochs: int = Field(250, ge=1)
     batch_size: int = Field(64, ge=1)
     optimizer: Literal["adam", "adamw"] = "adam"
+    scheduler: Literal["constant", "cosine", "plateau"] = "constant"
+    """``cosine`` falls to 0 over the run; ``plateau`` divides by 10 after a third of ``patience``."""
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float | None = Field(None, gt=0)
@@ -72,6 +74,8 @@ class RunConfig(Frozen):
     data: str
     """``layout:directory``."""
     data_options: dict[str, Any] = Field(default_factory=dict)
+    init: str | None = None
+    """A finished run whose weights this one starts from, and whose split it keeps."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Of the model."""
     input: InputSpec
@@ -80,6 +84,8 @@ class RunConfig(Frozen):
     calibration: CalibrationSettings = CalibrationSettings()
     train: TrainSettings = TrainSettings()
     seed: int = Field(0, ge=0, lt=2**32)
+    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    """Beside ``metrics.csv``, which is always written."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
     @field_validator("experiment")
@@ -113,12 +119,16 @@ def _dotted(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield every field that ``key=value`` can name, e.g. ``train.batch_size``."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _dotted(field.annotation, f"{prefix}{name}.")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _dotted(kind, f"{prefix}{name}.")
 
 
 def _known_keys(model: str) -> set[str]:
     return {*_dotted(RunConfig), *_dotted(family(model).settings, "settings.")}
+
+
+_SHORT = {"fold": "split.fold"}
 
 
 def parse_overrides(pairs: Iterable[str], model: str) -> dict[str, Any]:
@@ -129,7 +139,8 @@ def parse_overrides(pairs: Iterable[str], model: str) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals:
             raise MedadError(f"{pair!r} is no key=value", "Write e.g. train.max_epochs=20")
-        if key not in known and not key.startswith(("data_options.", "prep.window.")):
+        key = _SHORT.get(key, key)
+        if key not in known and not key.startswith("data_options."):
             ends = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
             near = ends or difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean {' or '.join(sorted(near))}?" if near else f"Known: {', '.join(sorted(known))}"
@@ -162,6 +173,17 @@ def absolute(source: str) -> str:
     return f"{name}:{Path(directory).expanduser().resolve()}" if colon and "://" not in source else source
 
 
+def _adopted(chosen: Family, init: str) -> dict[str, Any]:
+    """Return what follows from the run that a new one starts from: the same data, prepared in the same way."""
+    from medad_serve.training.run import open_run  # which itself reads RunConfig
+
+    start = open_run(Path(init))
+    kept = start.config.model_dump(include={"input", "prep", "data", "data_options", "split"})
+    own = start.config.model == chosen.name
+    settings = start.config.settings if own else chosen.adopt(start.config.settings)
+    return {**kept, "settings": settings, "init": str(start.path.resolve())}
+
+
 def resolve(model: str, data: str | None, config: str | None, overrides: Iterable[str]) -> RunConfig:
     """Resolve a configuration; every fault is one line that names its field."""
     chosen = family(model)
@@ -171,12 +193,13 @@ def resolve(model: str, data: str | None, config: str | None, overrides: Iterabl
         "input": chosen.input.model_dump(),
         "prep": chosen.prep.model_dump(),
     }
-    if config:
-        stored = read_yaml(recipe_path(config))
-        if stored.get("model", model) != model:
-            raise MedadError(f"configuration {config} is for model {stored['model']}", f"It cannot train {model}")
-        resolved = _merge(resolved, stored)
-    resolved = _merge(resolved, parse_overrides(overrides, model))
+    stored = read_yaml(recipe_path(config)) if config else {}
+    if stored.get("model", model) != model:
+        raise MedadError(f"configuration {config} is for model {stored['model']}", f"It cannot train {model}")
+    asked = _merge(stored, parse_overrides(overrides, model))
+    if asked.get("init"):
+        resolved = _merge(resolved, _adopted(chosen, str(asked.pop("init"))))
+    resolved = _merge(resolved, asked)
     if data:
         resolved["data"] = data
     if "data" not in resolved:

@@ -8,7 +8,8 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,8 +27,10 @@ from medad_serve.data import Prepared
 from medad_serve.data.samples import Role
 from medad_serve.errors import MedadError
 from medad_serve.files import write_whole
+from medad_serve.models import AnomalyModel
 from medad_serve.models.base import device_for
 from medad_serve.training.batches import loader
+from medad_serve.training.finish import Normals, finish_model, save_codes
 from medad_serve.training.run import BEST, DONE, LAST, METRICS, Run
 from medad_serve.training.task import DetectorTask, direction, logged
 
@@ -130,27 +133,54 @@ def _callbacks(run: Run, folder: Path, steps: int | None, say: Say) -> list[Call
     return [best, stop, *always]
 
 
-def _fit_one(
-    run: Run,
-    data: Prepared,
-    train: NDArray[np.int64],
-    validation: NDArray[np.int64],
-    folder: Path,
-    seed: int,
-    say: Say,
-    steps: int | None = None,
-) -> None:
-    """Train into ``folder``: to the best checkpoint, or for a fixed number of optimizer steps."""
+@dataclass(frozen=True)
+class Job:
+    """One model to train: the run's own, or that of a fold of out-of-fold calibration."""
+
+    run: Run
+    data: Prepared
+    train: NDArray[np.int64]
+    """Rows that are learned from."""
+    validation: NDArray[np.int64]
+    folder: Path
+    fold: int | None = None
+    steps: int | None = None
+    """Optimizer steps to take; none trains to the best checkpoint."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of this model."""
+        return self.run.config.seed + (0 if self.fold is None else 1 + self.fold)
+
+    def horizon(self) -> int:
+        """Return the optimizer steps of a whole training on these rows."""
+        settings = self.run.config.train
+        return settings.max_epochs * max(1, len(self.train) // settings.batch_size)
+
+    def model(self) -> AnomalyModel:
+        """Build the model, with the weights that it starts from."""
+        model = self.run.build()
+        weights = self.run.start(self.fold)
+        if weights is not None:
+            try:
+                model.start_from(weights)
+            except RuntimeError:
+                raise MedadError("the weights of init do not fit this model", "Name a run of a fitting one") from None
+        return model
+
+
+def _train(job: Job, say: Say, more: Sequence[Callback]) -> None:
+    """Train into the job's folder: to the best checkpoint, or for a fixed number of optimizer steps."""
+    folder, settings, steps, config = job.folder, job.run.config.train, job.steps, job.run.config
     if (folder / DONE).is_file():
         return
     folder.mkdir(exist_ok=True)
-    if len(train) < 2:
-        raise MedadError(f"{len(train)} healthy training image is too few", "Add healthy patients")
-    settings = run.config.train
-    L.seed_everything(seed, verbose=False)
-    task = DetectorTask(run.build(), settings, data.patients, run.config.calibration.aggregation)
-    callbacks = _callbacks(run, folder, steps, say)
-    device = device_for(run.config.device)
+    if len(job.train) < 2:
+        raise MedadError(f"{len(job.train)} training image is too few", "Add healthy patients")
+    L.seed_everything(job.seed, verbose=False)
+    task = DetectorTask(job.model(), settings, job.data.patients, config.calibration.aggregation, job.horizon())
+    callbacks = [*_callbacks(job.run, folder, steps, say), *more]
+    device = device_for(config.device)
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
@@ -171,15 +201,17 @@ def _fit_one(
     try:
         trainer.fit(
             task,
-            loader(data.tensor, data.labels, train, settings.batch_size, shuffle=True),
-            loader(data.tensor, data.labels, validation, settings.batch_size),
+            loader(job.data.tensor, job.data.labels, job.train, settings.batch_size, shuffle=True),
+            loader(job.data.tensor, job.data.labels, job.validation, settings.batch_size),
             ckpt_path=str(last) if _readable(last) else None,
         )
     except (KeyboardInterrupt, SystemExit):  # Lightning leaves with a code of its own on SIGINT and SIGTERM
-        raise MedadError("training was stopped", f"Go on with: medad-serve train --resume {run.path}") from None
+        raise MedadError("training was stopped", f"Go on with: medad-serve train --resume {job.run.path}") from None
     trainer.save_checkpoint(last)
     if steps is not None:
         trainer.save_checkpoint(folder / BEST, weights_only=True)
+    train, held_out = (Normals(job.data, rows, settings.batch_size, device) for rows in (job.train, job.validation))
+    finish_model(task.model, folder, train, held_out)
     write_whole(folder / DONE, f"{trainer.current_epoch} epochs\n")
 
 
@@ -190,6 +222,8 @@ def steps_of_best(folder: Path) -> int:
 
 def _require_calibration(run: Run, data: Prepared) -> None:
     """Refuse before training what export would refuse after it: files that failed cost patients."""
+    if run.split.method == "validation":
+        return
     role: Role = "calibration" if run.split.method == "held_out" else "train"
     usable = {data.patients[r] for r in data.rows(run.split.patients(role), label=0)}
     needed = normals_needed(run.config.calibration.policy)
@@ -200,11 +234,19 @@ def _require_calibration(run: Run, data: Prepared) -> None:
         )
 
 
-def fit(run: Run, data: Prepared, say: Say = lambda _: None) -> None:
+def fit(
+    run: Run,
+    data: Prepared,
+    say: Say = lambda _: None,
+    *,
+    callbacks: Sequence[Callback] = (),
+    folds: bool = True,
+) -> None:
     """Train what is not trained yet; call again on the same run to resume it.
 
-    Only healthy training patients are learned from. Validation patients choose the checkpoint; the models of
-    out-of-fold calibration take as many optimizer steps as it had, so that their scores stand for its own.
+    Only healthy training patients are learned from, but for supervised models. Validation patients choose the
+    checkpoint; the models of out-of-fold calibration (left out without ``folds``) take as many optimizer steps
+    as it had, so that their scores stand for its own. ``callbacks`` watch the run's own model.
     """
     _quiet()
     training = run.split.patients("train")
@@ -213,12 +255,14 @@ def fit(run: Run, data: Prepared, say: Say = lambda _: None) -> None:
     if known != {0, 1}:
         raise MedadError("validation lacks usable images of one class", "Check the faults listed, or add patients")
     _require_calibration(run, data)
-    rows = data.rows(training, label=0)
-    say(f"{run.config.model}: {len(rows)} training images of {len(training)} healthy patients")
-    _fit_one(run, data, rows, validation, run.path, run.config.seed, say)
-    folds = run.folds()
-    steps = steps_of_best(run.path) if folds else None
-    for number, folder in enumerate(folds):
-        kept = {p for p in training if run.split.folds[p] != number}
-        say(f"fold {number + 1} of {len(folds)}: {len(kept)} patients, for out-of-fold calibration")
-        _fit_one(run, data, data.rows(kept, label=0), validation, folder, run.config.seed + 1 + number, say, steps)
+    learned = None if run.build().supervised else 0
+    rows = data.rows(training, learned)
+    say(f"{run.config.model}: {len(rows)} training images of {len(training)} patients")
+    _train(Job(run, data, rows, validation, run.path), say, callbacks)
+    save_codes(run, data)
+    numbers = run.fold_numbers() if folds else []
+    steps = steps_of_best(run.path) if numbers else None
+    for number in numbers:
+        kept = {p for p in training if run.split.folds.get(p) != number}
+        say(f"fold {number + 1} of {len(numbers)}: {len(kept)} patients, for out-of-fold calibration")
+        _train(Job(run, data, data.rows(kept, learned), validation, run.fold(number), number, steps), say, ())

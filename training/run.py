@@ -9,8 +9,9 @@ from pickle import UnpicklingError
 
 import torch
 import yaml
+from torch import Tensor
 
-from medad_serve.data import Prepared, Split, Table, load_prepared, read_table, split_patients
+from medad_serve.data import Prepared, Split, Table, inherit_split, load_prepared, read_table, split_patients
 from medad_serve.data.cache import Progress
 from medad_serve.errors import MedadError
 from medad_serve.files import write_whole
@@ -26,6 +27,8 @@ CONFIG, SPLIT, BEST, LAST, METRICS, DONE = (
     "metrics.csv",
     "finished",
 )
+FINISH = "finish.csv"
+LATENT = "latent"
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,21 @@ class Run:
         """Return the folder of one out-of-fold model."""
         return self.path / f"fold_{number}"
 
+    def fold_numbers(self) -> list[int]:
+        """Return the numbers of the out-of-fold models, none where calibration is held out."""
+        return sorted(set(self.split.folds.values()))
+
     def folds(self) -> list[Path]:
-        """Return the folders of the out-of-fold models, none where calibration is held out."""
-        return [self.fold(k) for k in sorted(set(self.split.folds.values()))]
+        """Return the folders of the out-of-fold models."""
+        return [self.fold(k) for k in self.fold_numbers()]
+
+    def start(self, fold: int | None = None) -> dict[str, Tensor] | None:
+        """Return the weights that training starts from: of ``init``, or of its model that never saw a fold."""
+        if self.config.init is None:
+            return None
+        parent = open_run(Path(self.config.init))
+        same_folds = parent.split.folds == self.split.folds
+        return parent.trained(parent.fold(fold) if fold is not None and same_folds else None).state_dict()
 
     def table(self) -> Table:
         """Read the data of the run."""
@@ -96,8 +111,11 @@ def create_run(config: RunConfig, root: Path) -> Run:
     labels = table.patients()
     if 1 not in labels.values():
         raise MedadError(f"{config.data} holds no abnormal patient", "Validation and test need some of both")
-    split = split_patients(labels, config.split, method=config.calibration.method, policy=config.calibration.policy)
-    stem = root / config.experiment / datetime.now().strftime("%Y%m%d-%H%M%S")
+    split = _draw(config, table, labels)
+    home = root / config.experiment
+    if config.split.fold is not None:
+        home /= f"fold_{config.split.fold}"
+    stem = home / datetime.now().strftime("%Y%m%d-%H%M%S")
     path, attempt = stem, 1
     while True:
         try:
@@ -114,6 +132,22 @@ def create_run(config: RunConfig, root: Path) -> Run:
     # config.yaml comes last: a folder that has it is a run that can resume.
     write_whole(path / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return Run(path, config, split)
+
+
+def _draw(config: RunConfig, table: Table, labels: dict[str, int]) -> Split:
+    """Draw the split, or keep that of the run which training starts from where its patients are these."""
+    supervised = family(config.model).build(config.prep, config.settings).supervised
+    parent = open_run(Path(config.init)).split if config.init else None
+    if parent is not None and parent.roles.keys() == labels.keys():
+        return inherit_split(parent, labels, config.split, supervised)
+    return split_patients(
+        labels,
+        config.split,
+        method=config.calibration.method,
+        policy=config.calibration.policy,
+        given=table.given_roles(),
+        supervised=supervised,
+    )
 
 
 def is_run(path: Path) -> bool:

@@ -90,7 +90,7 @@ def _shown(metrics: dict[str, Any]) -> RichTable:
         f"{metrics['runtime']}, {metrics['split']} patients, {metrics['policy']}",
         "level", "normal", "abnormal", "AUROC", "AUPRC", "sensitivity", "specificity",
     )  # fmt: skip
-    for level in ("slice", "patient"):
+    for level in (metrics["unit"], "patient"):
         found = metrics[level]
         figures = [_cell(found[name]) for name in ("auroc", "auprc", "sensitivity", "specificity")]
         rows.add_row(level, str(found["normal"]), str(found["abnormal"]), *figures)

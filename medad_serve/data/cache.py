@@ -44,6 +44,8 @@ class Prepared:
     patients: tuple[str, ...]
     digests: tuple[str, ...]
     """sha256 of the file of each row."""
+    kinds: tuple[str, ...]
+    """Class of each row within its label, where the data set tells."""
     fingerprint: str
     faults: tuple[str, ...]
     """One line for each file that could not be used; its number in the table and why, no name."""
@@ -118,6 +120,7 @@ def _open(entry: Path, table: Table, contents: list[str]) -> Prepared:
         labels=np.array([s.label for s in owners], np.int64),
         patients=tuple(s.patient for s in owners),
         digests=tuple(contents[i] for i in index["rows"]),
+        kinds=tuple(s.kind for s in owners),
         fingerprint=fingerprint(contents),
         faults=tuple(index["faults"]),
     )
@@ -126,7 +129,7 @@ def _open(entry: Path, table: Table, contents: list[str]) -> Prepared:
 def _prepare_file(sample: Sample, prep: PrepSpec, spec: InputSpec) -> NDArray[np.float32] | InputError:
     try:
         pixels = decode(sample.path)
-        check_input(pixels, spec)
+        check_input(pixels, spec, prep)
         return prepare(pixels, prep).tensor
     except InputError as error:
         return error

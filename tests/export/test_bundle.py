@@ -95,7 +95,7 @@ def test_calibration_is_over_the_exported_file(bundle: Bundle, artifact: Path) -
         runtime = open_runtime(artifact, kind, bundle.model.outputs)
         healthy = [p for p in bundle.parts if not p.labels.any()]
         scores = np.sort(np.concatenate([run_batched(runtime, p.tensor, ["score"])["score"] for p in healthy]))
-        stored = manifest.calibrations[f"{kind}/float32"].slice
+        stored = manifest.calibrations[f"{kind}/float32"].item
         assert stored.normal_scores == tuple(scores.astype(float))
         assert stored.n == len(scores) == sum(len(p.labels) for p in healthy)
 

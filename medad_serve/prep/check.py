@@ -1,0 +1,48 @@
+"""Whether an input is one that the model was made for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medad_serve.errors import InputError
+from medad_serve.io import Pixels
+from medad_serve.spec import InputSpec, PrepSpec
+
+
+def by_region(pixels: Pixels, prep: PrepSpec) -> bool:
+    """Whether a scan is cut into its labelled structures: it has a label mask and the model knows how."""
+    return pixels.labels is not None and prep.regions is not None
+
+
+def check_input(pixels: Pixels, spec: InputSpec, prep: PrepSpec) -> None:
+    """Refuse, with 422 and the reason, pixels that the model was not made for."""
+    facts = pixels.facts
+    if pixels.is_color:
+        raise InputError(422, "the image is in colour", "Send a grayscale image")
+    if spec.modalities and facts.modality not in spec.modalities:
+        found = f"modality {facts.modality}" if facts.modality else f"file without a modality ({pixels.kind})"
+        wanted = " or ".join(spec.modalities)
+        raise InputError(422, f"the model reads {wanted}, this is a {found}", f"Send {wanted} as DICOM")
+    if spec.body_parts and facts.body_part and facts.body_part not in spec.body_parts:
+        raise InputError(
+            422,
+            "(0018,0015) Body Part Examined is not one that the model was made for",
+            f"Send one of {', '.join(spec.body_parts)}",
+        )
+    _check_size(pixels, spec, prep)
+    if spec.values and not by_region(pixels, prep):
+        low, high = spec.values
+        if np.nanmin(pixels.array) < low or np.nanmax(pixels.array) > high:
+            raise InputError(422, f"the values lie outside {low:g} to {high:g}, which the model reads", spec.hint)
+
+
+def _check_size(pixels: Pixels, spec: InputSpec, prep: PrepSpec) -> None:
+    shape = pixels.array.shape[:3] if prep.is_volume else pixels.array.shape[1:3]
+    found = "x".join(map(str, shape))
+    if prep.is_volume and pixels.frames == 1:
+        raise InputError(422, "the model reads volumes, this is a single image", "Send a volume: .npy, NIfTI or a ZIP")
+    if min(pixels.array.shape[1:3]) < spec.min_size:
+        raise InputError(422, f"the image is {found} pixels", f"Send at least {spec.min_size}x{spec.min_size}")
+    if spec.size and shape != spec.size and not by_region(pixels, prep):
+        wanted = "x".join(map(str, spec.size))
+        raise InputError(422, f"the {prep.unit} is {found}, the model reads {wanted}", spec.hint)

@@ -1,0 +1,80 @@
+"""What follows the last epoch: the model's own ``finish`` on its best weights, and its latent codes."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medad_serve.data import Prepared
+from medad_serve.files import whole_directory, write_whole
+from medad_serve.models import AnomalyModel
+from medad_serve.training.run import BEST, FINISH, LATENT, Run
+
+CODES = "codes"
+
+
+class Normals:
+    """Batches of healthy rows on a device, as often as asked for."""
+
+    def __init__(self, data: Prepared, rows: NDArray[np.int64], batch_size: int, device: torch.device) -> None:
+        self.data, self.rows, self.batch_size, self.device = data, rows[data.labels[rows] == 0], batch_size, device
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(0, len(self.rows), self.batch_size):
+            yield torch.from_numpy(self.data.tensor[self.rows[start : start + self.batch_size]]).to(self.device)
+
+
+def finish_model(model: AnomalyModel, folder: Path, train: Normals, held_out: Normals) -> None:
+    """Fit what scoring needs on the best weights of ``folder`` and keep it there, with its figures in a CSV."""
+    if type(model).finish is AnomalyModel.finish:
+        return
+    checkpoint = torch.load(folder / BEST, map_location="cpu", weights_only=True)
+    model.load_state_dict({name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()})
+    model.to(train.device).eval()
+    figures: list[dict[str, float]] = []
+    model.finish(train, held_out, figures.append)
+    checkpoint["state_dict"] = {f"model.{name}": value.cpu() for name, value in model.state_dict().items()}
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    if figures:
+        write_whole(folder / FINISH, _csv(figures))
+    write_whole(folder / BEST, buffer.getvalue())
+
+
+def _csv(figures: list[dict[str, float]]) -> str:
+    columns = list(dict.fromkeys(name for row in figures for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(figures)
+    return text.getvalue()
+
+
+def save_codes(run: Run, data: Prepared) -> None:
+    """Write the code map of every item of the run's data to ``latent/``, with an index of what each one is."""
+    model = run.trained()
+    if CODES not in model.outputs:
+        return
+    size = run.config.train.batch_size
+    with torch.inference_mode():
+        parts = [
+            model(torch.from_numpy(data.tensor[start : start + size]))[CODES].numpy()
+            for start in range(0, len(data.tensor), size)
+        ]
+    rows = [
+        {"row": row, "label": int(data.labels[row]), "role": run.split.roles.get(patient, "")}
+        for row, patient in enumerate(data.patients)
+    ]
+    with whole_directory(run.path / LATENT) as folder:
+        np.save(folder / "codes.npy", np.concatenate(parts).astype(np.int32))
+        with (folder / "index.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["row", "label", "role"], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
