@@ -70,15 +70,19 @@ Layout = Callable[[Path, Options], Table]
 @dataclass
 class _Registry:
     layouts: dict[str, Layout] = field(default_factory=dict)
+    of_files: set[str] = field(default_factory=set)
+    """Layouts that also take one file."""
 
 
 _registry = _Registry()
 
 
-def layout(name: str) -> Callable[[Layout], Layout]:
-    """Register a reader of one way to lay out a data set."""
+def layout(name: str, *, takes_file: bool = False) -> Callable[[Layout], Layout]:
+    """Register a reader of one way to lay out a data set: of a folder, and with ``takes_file`` also of a file."""
 
     def add(reader: Layout) -> Layout:
+        if takes_file:
+            _registry.of_files.add(name)
         _registry.layouts[name] = reader
         return reader
 
@@ -92,7 +96,7 @@ def read_table(source: str, options: Options | None = None) -> Table:
         known = ", ".join(f"{n}:DIR" for n in sorted(_registry.layouts))
         raise MedadError(f"{source!r} names no data layout", f"Write one of: {known}")
     root = Path(directory).expanduser()
-    if not root.is_dir():
+    if not root.is_dir() and not (name in _registry.of_files and root.is_file()):
         raise MedadError(f"{root} is not a folder that can be read", f"Give the folder of the {name} data")
     try:
         table = _registry.layouts[name](root, options or {})
