@@ -20,7 +20,7 @@ from medad_serve.errors import MedadError
 from medad_serve.evaluation import evaluate, export_run
 from medad_serve.export.archive import archive
 from medad_serve.files import whole_directory, write_whole
-from medad_serve.models import family
+from medad_serve.models import Family, family
 from medad_serve.report import Shown, plot_history, write_report
 from medad_serve.server import Ports, Server
 from medad_serve.training.config import resolve
@@ -36,12 +36,18 @@ OVERLAYS = 12
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is made and trained: sized for three minutes on two cores."""
+    """How much is made and trained."""
 
-    healthy: int = 400
-    abnormal: int = 80
-    slices: int = 2
-    overrides: tuple[str, ...] = ("train.max_epochs=60", "train.batch_size=16", "train.patience=60")
+    healthy: int
+    abnormal: int
+    slices: int
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def of(cls, chosen: Family) -> Plan:
+        """Return what the model and its phantom say: sized for some minutes on two cores."""
+        phantom = PHANTOMS[chosen.phantom]
+        return cls(phantom.healthy, phantom.abnormal, phantom.slices, chosen.quick)
 
 
 @dataclass(frozen=True)
@@ -58,15 +64,16 @@ class Sent:
 
 
 def quickstart(
-    runs: Path, model: str = "ae", *, seed: int = 0, plan: Plan = Plan(), say: Say = lambda _: None
+    runs: Path, model: str = "ae", *, seed: int = 0, plan: Plan | None = None, say: Say = lambda _: None
 ) -> dict[str, Any]:
     """Run everything below ``RUNS/quickstart`` and return what ``summary.json`` there holds, each figure measured."""
     started = time.monotonic()
     chosen = family(model)
     phantom = PHANTOMS[chosen.phantom]
+    plan = plan or Plan.of(chosen)
     home = runs / FOLDER
     data = home / "data"
-    say(f"1/6 writing {plan.healthy + plan.abnormal} synthetic {chosen.phantom} patients as DICOM to {data}")
+    say(f"1/6 writing {plan.healthy + plan.abnormal} synthetic {chosen.phantom} patients to {data}")
     with whole_directory(data) as beside:
         phantom.write(beside, healthy=plan.healthy, abnormal=plan.abnormal, slices=plan.slices, seed=seed)
     config = resolve(model, f"{phantom.layout}:{data}", None, [f"experiment={FOLDER}", f"seed={seed}", *plan.overrides])
@@ -101,7 +108,7 @@ def _ask(run: Run, store: Path, name: str, say: Say) -> list[Sent]:
     with ExitStack() as stack:
         server.start([name])
         stack.callback(server.stop)
-        say(f"5/6 sending {len(samples)} held-out DICOM files to {server.url('inference')}")
+        say(f"5/6 sending {len(samples)} held-out files to {server.url('inference')}")
         client = stack.enter_context(Client(server.url("inference"), key_file=server.key_file))
         answers = list(client.predict_many([s.path for s in samples], name, heatmap="png"))
     return [Sent(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
@@ -145,7 +152,7 @@ def _overlays(sent: list[Sent], folder: Path) -> list[Shown]:
     shown: dict[int, list[Shown]] = {0: [], 1: []}
     with whole_directory(folder) as beside:
         for index, each in enumerate(sent):
-            file = f"{index:03d}-{'haemorrhage' if each.sample.label else 'healthy'}.png"
+            file = f"{index:03d}-{each.sample.kind or ('abnormal' if each.sample.label else 'healthy')}.png"
             (beside / file).write_bytes(base64.b64decode(each.answer["heatmap"]["data"]))
             shown[each.sample.label].append(
                 Shown(

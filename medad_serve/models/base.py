@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -101,6 +101,13 @@ class Family:
         """Build the module for a preparation, with ``settings`` over the defaults."""
         checked = validated(self.settings, settings or {}, f"settings of model {self.name}")
         return self.builder(self.shape(prep or self.prep), checked)
+
+
+    def trial(self) -> Family:
+        """Return the same model at the size in which the conformance suite tries it."""
+        prep = self.prep.model_copy(update={"size": self.trial_size or self.prep.size})
+        settings = validated(self.settings, self.trial_settings, f"trial settings of model {self.name}")
+        return replace(self, prep=prep, builder=lambda shape, _: self.builder(shape, settings))
 
 
 _families: dict[str, Family] = {}
