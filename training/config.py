@@ -17,6 +17,7 @@ from medad_serve.errors import MedadError
 from medad_serve.models import Family, family
 from medad_serve.models.base import device_for
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, read_yaml, validated
+from medad_serve.training.loggers import LoggerName, require_logger
 
 
 class TrainSettings(Frozen):
@@ -84,7 +85,7 @@ class RunConfig(Frozen):
     calibration: CalibrationSettings = CalibrationSettings()
     train: TrainSettings = TrainSettings()
     seed: int = Field(0, ge=0, lt=2**32)
-    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    logger: LoggerName = "none"
     """Beside ``metrics.csv``, which is always written."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
@@ -96,14 +97,18 @@ class RunConfig(Frozen):
         return name
 
 
+SWEEP = "_sweep"
+"""Ends the names of files beside the recipes that hold the space of a sweep."""
+
+
 def recipe_path(name: str) -> Path:
     """Return the file that ``--config`` names: a path, or one of the recipes that come with the package."""
     if Path(name).is_file():
         return Path(name)
     recipes = Path(str(files("medad_serve.training"))) / "recipes"
-    if (recipes / f"{name}.yaml").is_file():
+    known = ", ".join(sorted(p.stem for p in recipes.glob("*.yaml") if not p.stem.endswith(SWEEP)))
+    if name in known.split(", "):
         return recipes / f"{name}.yaml"
-    known = ", ".join(sorted(p.stem for p in recipes.glob("*.yaml")))
     raise MedadError(f"there is no configuration {name!r}", f"Name a YAML file or a recipe: {known}")
 
 
@@ -124,7 +129,8 @@ def _dotted(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
                 yield from _dotted(kind, f"{prefix}{name}.")
 
 
-def _known_keys(model: str) -> set[str]:
+def known_keys(model: str) -> set[str]:
+    """Return every setting of a model's runs by its dotted name."""
     return {*_dotted(RunConfig), *_dotted(family(model).settings, "settings.")}
 
 
@@ -133,7 +139,7 @@ _SHORT = {"fold": "split.fold"}
 
 def parse_overrides(pairs: Iterable[str], model: str) -> dict[str, Any]:
     """Turn ``key=value`` into nested data; an unknown key is refused with the nearest known one."""
-    known = _known_keys(model)
+    known = known_keys(model)
     out: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -210,4 +216,5 @@ def resolve(model: str, data: str | None, config: str | None, overrides: Iterabl
     # What cannot be built or has no device is refused here, before data is read or a run is written.
     chosen.build(checked.prep, checked.settings)
     device_for(checked.device)
+    require_logger(checked.logger)
     return checked.model_copy(update={"settings": full.model_dump()})

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
 
 from medad_serve.calibration import normals_needed
@@ -31,6 +32,7 @@ from medad_serve.models import AnomalyModel
 from medad_serve.models.base import device_for
 from medad_serve.training.batches import loader
 from medad_serve.training.finish import Normals, finish_model, save_codes
+from medad_serve.training.loggers import run_loggers
 from medad_serve.training.run import BEST, DONE, LAST, METRICS, Run
 from medad_serve.training.task import DetectorTask, direction, logged
 
@@ -169,7 +171,7 @@ class Job:
         return model
 
 
-def _train(job: Job, say: Say, more: Sequence[Callback]) -> None:
+def _train(job: Job, say: Say, more: Sequence[Callback], loggers: list[Logger] | Literal[False] = False) -> None:
     """Train into the job's folder: to the best checkpoint, or for a fixed number of optimizer steps."""
     folder, settings, steps, config = job.folder, job.run.config.train, job.steps, job.run.config
     if (folder / DONE).is_file():
@@ -190,7 +192,7 @@ def _train(job: Job, say: Say, more: Sequence[Callback]) -> None:
         max_steps=-1 if steps is None else steps,
         gradient_clip_val=settings.gradient_clip,
         callbacks=callbacks,
-        logger=False,
+        logger=loggers,
         default_root_dir=folder,
         enable_progress_bar=any(isinstance(c, RichProgressBar) for c in callbacks),
         enable_model_summary=False,
@@ -258,7 +260,9 @@ def fit(
     learned = None if run.build().supervised else 0
     rows = data.rows(training, learned)
     say(f"{run.config.model}: {len(rows)} training images of {len(training)} patients")
-    _train(Job(run, data, rows, validation, run.path), say, callbacks)
+    if not (run.path / DONE).is_file():
+        with run_loggers(run.config, run.path) as loggers:
+            _train(Job(run, data, rows, validation, run.path), say, callbacks, loggers)
     save_codes(run, data)
     numbers = run.fold_numbers() if folds else []
     steps = steps_of_best(run.path) if numbers else None
