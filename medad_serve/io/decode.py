@@ -8,18 +8,20 @@ from medad_serve.errors import InputError
 from medad_serve.io.dicom import decode_dicom, is_dicom
 from medad_serve.io.image import JPEG, PNG, decode_image
 from medad_serve.io.limits import DEFAULT_LIMITS, Limits
+from medad_serve.io.members import ZIP
+from medad_serve.io.nifti import decode_nifti, is_nifti
+from medad_serve.io.numpy_file import NPY, decode_npy
+from medad_serve.io.package import decode_zip
 from medad_serve.io.pixels import Pixels
-from medad_serve.io.series import ZIP, decode_zip
+from medad_serve.io.source import read_path, too_many_bytes
 
-ACCEPTED = "Send a DICOM file, a ZIP of the DICOM files of one series, a PNG or a JPEG"
+ACCEPTED = (
+    "Send a DICOM file, a PNG or a JPEG, a volume as .nii, .nii.gz or .npy, or a ZIP: the DICOM files of one "
+    "series or one volume, with a label mask as NIfTI where the model cuts regions"
+)
 SEND_FILE = "Send the file itself, e.g. curl -T file"
 
 _OTHERS = (
-    (0, b"\x1f\x8b", "gzip"),
-    (344, b"n+1\0", "NIfTI"),
-    (344, b"ni1\0", "NIfTI"),
-    (4, b"n+2\0\r\n\x1a\n", "NIfTI"),
-    (0, b"\x93NUMPY", "NumPy .npy"),
     (0, b"II*\0", "TIFF"),
     (0, b"MM\0*", "TIFF"),
     (0, b"GIF8", "GIF"),
@@ -32,7 +34,7 @@ _OTHERS = (
 
 
 def decode(source: bytes | Path, limits: Limits = DEFAULT_LIMITS) -> Pixels:
-    """Decode a DICOM file, a ZIP of DICOM slices, a PNG or a JPEG, told apart by content.
+    """Decode a DICOM file, a PNG, a JPEG, NIfTI, .npy, or a ZIP of a series or volume, told apart by content.
 
     Raises:
         InputError: 400 not decodable, 413 too large, 415 encoding not supported, 422 no usable pixels.
@@ -48,23 +50,6 @@ def decode(source: bytes | Path, limits: Limits = DEFAULT_LIMITS) -> Pixels:
         raise InputError(413, "the input needs more memory than there is", "Send fewer frames") from None
 
 
-def too_many_bytes(limits: Limits) -> InputError:
-    """Return the error for an input over ``limits.max_bytes``."""
-    return InputError(413, f"the input is larger than {limits.max_bytes} bytes", "Send a smaller file")
-
-
-def read_path(path: Path, limits: Limits) -> bytes:
-    """Read a file whose size is within the limits; errors leave the name out, which may be a patient's."""
-    try:
-        if path.stat().st_size > limits.max_bytes:
-            raise too_many_bytes(limits)
-        with path.open("rb") as file:
-            return file.read(limits.max_bytes + 1)  # bounded also where stat tells no size, as of a pipe
-    except OSError as error:
-        reason = type(error).__name__
-        raise InputError(400, f"the file cannot be read ({reason})", "Name a readable file") from None
-
-
 def _dispatch(data: bytes, limits: Limits) -> Pixels:
     if data[128:132] == b"DICM":  # first: the 128 bytes before it may hold anything
         return decode_dicom(data, limits)
@@ -72,6 +57,10 @@ def _dispatch(data: bytes, limits: Limits) -> Pixels:
         return decode_image(data, limits)
     if data.startswith(ZIP):
         return decode_zip(data, limits)
+    if is_nifti(data):
+        return decode_nifti(data, limits)
+    if data.startswith(NPY):
+        return decode_npy(data, limits)
     for offset, magic, name in _OTHERS:
         if data[offset : offset + len(magic)] == magic:
             raise InputError(415, f"{name} is not supported", ACCEPTED)

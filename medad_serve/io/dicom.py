@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -21,7 +22,8 @@ from pydicom.uid import (
 )
 
 from medad_serve.errors import InputError
-from medad_serve.io.facts import read_facts, spacing
+from medad_serve.io.facts import read_facts, shared_spacing, spacing
+from medad_serve.io.grid import volume_affine
 from medad_serve.io.layout import GREY, Layout, damaged, read_layout
 from medad_serve.io.limits import Limits
 from medad_serve.io.pixels import Pixels, is_grey
@@ -50,7 +52,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def decode_dicom(data: bytes, limits: Limits) -> Pixels:
-    """Decode one DICOM file, with or without the PS3.10 preamble.
+    """Decode one DICOM file, with or without the PS3.10 preamble; frames keep the order of the file.
 
     Raises:
         InputError: 400 damaged, 413 over the limits, 415 encoding not supported, 422 no usable pixels.
@@ -65,13 +67,19 @@ def decode_dicom(data: bytes, limits: Limits) -> Pixels:
             return _color(raw, ds, layout, declared, notes)
         stored = correct_unused_bits(raw, layout, syntax)
         array, stored_range = rescale(stored, ds, layout)
+        facts = read_facts(ds, layout, declared, stored_range, notes)
+        affine = None
+        if len(facts.origins) > 1 and facts.axes is not None:
+            affine, uneven = volume_affine(facts.origins, facts.axes, shared_spacing(ds, layout.frames))
+            facts = replace(facts, uneven=uneven)
         return Pixels(
             array=array,
             kind="dicom",
             padding=None if layout.is_float else padding_mask(raw, stored, ds, layout),
             inverted=layout.photometric == "MONOCHROME1",
             spacing_mm=spacing(ds, layout.frames),
-            facts=read_facts(ds, layout, declared, stored_range, notes),
+            affine=affine,
+            facts=facts,
         )
 
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 import hashlib
 import math
 
-import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from medad_serve.errors import InputError
+from medad_serve.io.grid import plane
 from medad_serve.io.groups import group_items
 from medad_serve.io.layout import Layout
-from medad_serve.io.pixels import Facts
+from medad_serve.io.pixels import Axes, Facts, Triple
 from medad_serve.io.tags import code, numbers, uid
-
-Triple = tuple[float, float, float]
 
 
 def read_facts(
     ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[float, float], notes: tuple[str, ...]
 ) -> Facts:
     """Collect the facts; an unreadable optional tag counts as absent."""
-    position, normal = _plane(ds, layout.frames)
+    position, normal, origins, axes = _planes(ds, layout.frames)
     series = uid(ds, "SeriesInstanceUID")
     return Facts(
         modality=code(ds, "Modality"),
@@ -33,6 +31,8 @@ def read_facts(
         stored_range=stored_range,
         position=position,
         normal=normal,
+        origins=origins,
+        axes=axes,
         series=hashlib.sha256(series.encode()).hexdigest()[:16] if series else "",
         notes=notes,
     )
@@ -59,21 +59,38 @@ def _windows(ds: Dataset, frames: int) -> tuple[tuple[float, float], ...]:
     return tuple((c, w) for c, w in pairs if math.isfinite(c) and math.isfinite(w))
 
 
-def _plane(ds: Dataset, frames: int) -> tuple[float | None, Triple | None]:
-    """Return the place along the normal and the normal (PS3.3 C.7.6.2.1.1), of the first frame."""
-    position = _optional(_macro(ds, "PlanePositionSequence", frames), "ImagePositionPatient")
-    orientation = _optional(_macro(ds, "PlaneOrientationSequence", frames), "ImageOrientationPatient")
-    if len(position) != 3 or len(orientation) != 6 or not all(map(math.isfinite, position + orientation)):
-        return None, None
-    a, b, c, d, e, f = orientation
-    normal = (b * f - c * e, c * d - a * f, a * e - b * d)
-    length = math.hypot(*normal)
-    if not length > 1e-6:
-        return None, None
-    x, y, z = (n / length for n in normal)
-    along = x * position[0] + y * position[1] + z * position[2]
-    # + 0.0 turns -0.0 into 0.0, so that equal planes compare equal
-    return float(np.float64(along)), (round(x, 3) + 0.0, round(y, 3) + 0.0, round(z, 3) + 0.0)
+def shared_spacing(ds: Dataset, frames: int) -> tuple[float, float] | None:
+    """Return Pixel Spacing where it is one for all frames: of the grid that an affine describes."""
+    if len(set(_each(ds, "PixelMeasuresSequence", frames, "PixelSpacing"))) > 1:
+        return None
+    return spacing(ds, frames)
+
+
+def _planes(ds: Dataset, frames: int) -> tuple[float | None, Triple | None, tuple[Triple, ...], Axes | None]:
+    """Return ``position``, ``normal``, ``origins`` and ``axes`` of ``Facts`` (PS3.3 C.7.6.2.1.1)."""
+    places = _each(ds, "PlanePositionSequence", frames, "ImagePositionPatient")
+    directions = _each(ds, "PlaneOrientationSequence", frames, "ImageOrientationPatient")
+    origins = [(v[0], v[1], v[2]) for v in places if len(v) == 3 and all(map(math.isfinite, v))]
+    axes = [(v[0], v[1], v[2], v[3], v[4], v[5]) for v in directions if len(v) == 6 and all(map(math.isfinite, v))]
+    if not origins or not axes or len(places[0]) != 3 or len(directions[0]) != 6:
+        return None, None, (), None
+    position, normal = plane(origins[0], axes[0])
+    one = len(axes) == len(directions) and all(_close(other, axes[0]) for other in axes)
+    whole = len(origins) == frames and normal is not None
+    return position, normal, tuple(origins) if whole else (), axes[0] if one and normal is not None else None
+
+
+def _close(one: Axes, other: Axes) -> bool:
+    return all(abs(a - b) < 1e-4 for a, b in zip(one, other, strict=True))
+
+
+def _each(ds: Dataset, macro: str, frames: int, keyword: str) -> list[tuple[float, ...]]:
+    """Return an element of every item of a functional group, or that of the image itself where there is none."""
+    try:
+        items = group_items(ds, macro, frames)
+    except InputError:
+        items = []
+    return [_optional(item, keyword) for item in items or [ds]]
 
 
 def _macro(ds: Dataset, macro: str, frames: int) -> Dataset:

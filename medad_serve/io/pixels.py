@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Kind = Literal["dicom", "image", "nifti", "array"]
+Triple = tuple[float, float, float]
+Axes = tuple[float, float, float, float, float, float]
+"""Unit directions in which a row runs (x, y, z) and in which a column runs, LPS."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,14 @@ class Facts:
     """Smallest and largest value that the stored type can hold, rescaled."""
     position: float | None = None
     """Place of the slice along the normal of its plane, mm; of the first frame where there are several."""
-    normal: tuple[float, float, float] | None = None
+    normal: Triple | None = None
     """Unit normal of the slice's plane in patient coordinates, rounded to 0.001."""
+    origins: tuple[Triple, ...] = ()
+    """Of a DICOM image: Image Position (Patient) of every frame, LPS mm; empty where a frame does not say."""
+    axes: Axes | None = None
+    """Of a DICOM image: Image Orientation (Patient), where it is one for all frames."""
+    uneven: str = ""
+    """What keeps frames whose places are known from being an even volume, e.g. ``2 slices are missing``."""
     series: str = ""
     """A digest that is equal for files of one series (the UID itself is not kept)."""
     notes: tuple[str, ...] = ()
@@ -65,9 +74,9 @@ class Pixels:
         return int(self.array.shape[0])
 
     def part(self, index: int, rows: slice = slice(None)) -> Pixels:
-        """Return one frame, or rows of it, as views: ``(1, rows, W)``."""
+        """Return one frame, or rows of it, as views: ``(1, rows, W)``, without affine and labels of the whole."""
         padding = None if self.padding is None else self.padding[index : index + 1, rows]
-        return replace(self, array=self.array[index : index + 1, rows], padding=padding)
+        return replace(self, array=self.array[index : index + 1, rows], padding=padding, affine=None, labels=None)
 
 
 def is_grey(array: NDArray[Any]) -> bool:

@@ -23,7 +23,7 @@ _restore: list[tuple[logging.Logger, bool]] = []
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop pydicom's warnings and log lines within the block.
+    """Drop pydicom's warnings and log lines within the block, and numpy's on old .npy headers.
 
     ``warnings.catch_warnings`` and loggers are state of the whole process, so overlapping blocks (threads)
     are counted: the first one in switches off, the last one out restores.
@@ -35,7 +35,7 @@ def quiet() -> Iterator[None]:
             _filters = warnings.catch_warnings()
             _filters.__enter__()
             # stacklevel lets a pydicom warning count as its caller's
-            warnings.filterwarnings("ignore", module=r"pydicom|medad_serve\.io")
+            warnings.filterwarnings("ignore", module=r"pydicom|medad_serve\.io|numpy\.lib")
             _restore[:] = [(logger, logger.disabled) for logger in _LOGGERS]
             for logger in _LOGGERS:
                 logger.disabled = True

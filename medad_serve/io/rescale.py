@@ -48,6 +48,38 @@ def rescale(stored: NDArray[Any], ds: Dataset, layout: Layout) -> Rescaled:
     return values.astype(np.float32, copy=False), span
 
 
+def linear(stored: NDArray[Any], slope: float, intercept: float) -> Rescaled:
+    """Rescale bool, integer or floating point values of a file that is no DICOM.
+
+    The range is that of the integer type, rescaled. A float type's own says nothing: it is 0..1 where all
+    values lie within, as of what was windowed before, else from the smallest to the largest; NaN stays.
+
+    Raises:
+        InputError: 422, values that are infinite or beyond float32.
+    """
+    whole = stored.dtype.kind in "biu"
+    with np.errstate(all="ignore"):  # what overflows is refused below
+        if (slope, intercept) == (1, 0):
+            values = stored.astype(np.float32, order="C")
+        else:
+            wide = stored.dtype.itemsize >= (4 if whole else 8)
+            scaled: NDArray[Any] = stored.astype(np.float64 if wide else np.float32, order="C")
+            scaled *= slope
+            scaled += intercept
+            values = scaled.astype(np.float32, copy=False)
+    if whole:
+        ends = np.iinfo(stored.dtype) if stored.dtype.kind != "b" else None
+        low, high = (float(ends.min), float(ends.max)) if ends else (0.0, 1.0)
+        low, high = sorted((low * slope + intercept, high * slope + intercept))
+    else:
+        low, high = float(np.fmin.reduce(values, axis=None)), float(np.fmax.reduce(values, axis=None))
+    if math.isnan(low) or (not whole and low >= 0 and high <= 1):
+        return values, (0.0, 1.0)
+    if max(abs(low), abs(high)) > np.finfo(np.float32).max:
+        raise InputError(422, "the values reach beyond finite numbers", "Export it again with finite values")
+    return values, (low, high if high > low else low + 1.0)
+
+
 def _per_frame(values: NDArray[Any], transforms: int) -> list[NDArray[Any]]:
     return [values] if transforms == 1 else [values[i] for i in range(transforms)]
 

@@ -1,95 +1,41 @@
-"""A ZIP of DICOM slices to one stack of frames, without ever unpacking to disk."""
+"""The DICOM slices of one series to one stack of frames."""
 
 from __future__ import annotations
 
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medad_serve.errors import InputError
 from medad_serve.io.dicom import decode_dicom, is_dicom
+from medad_serve.io.grid import SAME_MM, volume_affine
 from medad_serve.io.limits import Limits
-from medad_serve.io.pixels import Pixels
+from medad_serve.io.pixels import Axes, Pixels
 
-ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-_ENTRY = b"PK\x01\x02"
-_CHUNK = 2**20
-_ENCRYPTED = 0x1
-_LITTER = ("__MACOSX/", "Thumbs.db", ".DS_Store", "desktop.ini")
-"""What operating systems add to archives: no part of anybody's data, so it earns no warning."""
+_SAME_DIRECTION = 1e-3
 
 
-def read_members(source: bytes, limits: Limits) -> list[bytes]:
-    """Return the files of a ZIP in archive order, leaving out folders and what operating systems add.
+def decode_series(members: list[bytes], limits: Limits) -> Pixels:
+    """Decode DICOM slices into one stack ``(frames, H, W)``, ordered along the slice normal.
 
-    Sizes are counted while inflating, declared ones are not believed. Errors never show member names.
+    The series, orientation and size with most slices is kept, and one slice of each place; whatever is left
+    out is counted in ``facts.notes``, and so are slices that are missing. Slices that state no place keep
+    the order given. Where slices differ in spacing or windows, those of the first hold. The affine is that
+    of the slices kept, where they lie evenly.
 
     Raises:
-        InputError: 400 damaged, 413 too many files or bytes, 415 encrypted, nested or oddly compressed.
+        InputError: 400 no member is a readable image, 413 too many values.
     """
-    # each entry of the directory begins with this mark; zipfile would build them all before one can count
-    if source.count(_ENTRY) > limits.max_members:
-        raise InputError(413, f"the ZIP holds more than {limits.max_members} files", "Send fewer files")
-    try:
-        with zipfile.ZipFile(BytesIO(source)) as archive:
-            return _inflate_all(archive, limits)
-    except (InputError, MemoryError):
-        raise
-    except Exception:  # zipfile raises far more than BadZipFile on damaged directories
-        raise InputError(400, "the ZIP cannot be read", "The file is damaged or cut short: send it whole") from None
-
-
-def _inflate_all(archive: zipfile.ZipFile, limits: Limits) -> list[bytes]:
-    members: list[bytes] = []
-    left = limits.max_bytes
-    for info in archive.infolist():
-        if info.is_dir() or info.filename.startswith(_LITTER) or info.filename.endswith(_LITTER):
-            continue
-        if info.flag_bits & _ENCRYPTED:
-            raise InputError(415, "the ZIP is encrypted", "Send it without a password")
-        # the other methods' readers inflate a whole block at once, without bound
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError(415, "the ZIP uses a compression other than deflate", "Zip it with the default")
-        members.append(_inflate(archive, info, left))
-        left -= len(members[-1])
-        if members[-1].startswith(ZIP):
-            raise InputError(415, "the ZIP holds another ZIP", "Send one ZIP of DICOM files")
-    return members
-
-
-def _inflate(archive: zipfile.ZipFile, info: zipfile.ZipInfo, left: int) -> bytes:
-    parts: list[bytes] = []
-    with archive.open(info) as file:
-        while part := file.read(_CHUNK):
-            left -= len(part)
-            if left < 0:
-                raise InputError(413, "the ZIP inflates to more than is accepted", "Send fewer files")
-            parts.append(part)
-    return b"".join(parts)
-
-
-def decode_zip(source: bytes, limits: Limits) -> Pixels:
-    """Decode a ZIP of DICOM slices into one stack ``(frames, H, W)``, ordered along the slice normal.
-
-    The series, orientation and size with most slices is kept; whatever is left out is counted in
-    ``facts.notes``. Slices that state no place keep the order of the archive. Where slices differ in
-    spacing or windows, those of the first hold.
-
-    Raises:
-        InputError: 400 no member is a readable image, 413 or 415 as of :func:`read_members`.
-    """
-    slices, refusals = _decode_all(read_members(source, limits), limits)
+    slices, refusals = _decode_all(members, limits)
     if not slices:
         reasons = "; ".join(refusals) or "it is empty"
         raise InputError(400, f"no file of the ZIP is a readable DICOM image ({reasons})", "Send DICOM slices")
-    notes = [f"{_files(count)} left out: {reason}" for reason, count in refusals.items()]
+    notes = [f"{files(count)} left out: {reason}" for reason, count in refusals.items()]
     kept = _most(slices, "of another series", lambda p: p.facts.series, notes)
-    kept = _most(kept, "of another orientation", lambda p: p.facts.normal, notes)
+    kept = _most(kept, "of another orientation", _orientation(kept), notes)
     kept = _most(kept, "of another size", lambda p: (p.array.shape[1:], p.inverted), notes)
     return _stack(_in_order(kept, notes), notes)
 
@@ -115,7 +61,8 @@ def _decode_all(members: list[bytes], limits: Limits) -> tuple[list[Pixels], Cou
     return slices, refusals
 
 
-def _files(count: int) -> str:
+def files(count: int) -> str:
+    """Return a count of files in words."""
     return "1 file" if count == 1 else f"{count} files"
 
 
@@ -124,8 +71,25 @@ def _most(slices: list[Pixels], fault: str, key: Callable[[Pixels], Hashable], n
     common = Counter(map(key, slices)).most_common(1)[0][0]
     kept = [pixels for pixels in slices if key(pixels) == common]
     if len(kept) < len(slices):
-        notes.append(f"{_files(len(slices) - len(kept))} {fault} left out")
+        notes.append(f"{files(len(slices) - len(kept))} {fault} left out")
     return kept
+
+
+def _orientation(slices: list[Pixels]) -> Callable[[Pixels], Hashable]:
+    """Return a key that is equal for slices whose rows and columns run the same way, but for rounding."""
+    known: list[Axes] = []
+
+    def key(pixels: Pixels) -> Hashable:
+        axes = pixels.facts.axes
+        if axes is None:
+            return pixels.facts.normal
+        for number, other in enumerate(known):
+            if max(abs(a - b) for a, b in zip(axes, other, strict=True)) < _SAME_DIRECTION:
+                return number
+        known.append(axes)
+        return len(known) - 1
+
+    return key
 
 
 def _in_order(slices: list[Pixels], notes: list[str]) -> list[Pixels]:
@@ -135,27 +99,47 @@ def _in_order(slices: list[Pixels], notes: list[str]) -> list[Pixels]:
         if len(slices) > 1:
             notes.append("slices without (0020,0032) Image Position (Patient): kept in the order of the ZIP")
         return slices
-    if len(set(known)) < len(known):
-        notes.append("some slices lie at the same place")
     order = sorted(range(len(slices)), key=known.__getitem__)
-    return [slices[i] for i in order]
+    kept: list[Pixels] = []
+    for pixels in (slices[i] for i in order):
+        if not any(_same_place(pixels, other) for other in kept[-1:]):
+            kept.append(pixels)
+    if len(kept) < len(slices):
+        notes.append(f"{files(len(slices) - len(kept))} left out: another slice lies at the same place")
+    return kept
+
+
+def _same_place(one: Pixels, other: Pixels) -> bool:
+    """Whether two single slices lie on each other."""
+    places = one.facts.origins + other.facts.origins
+    return len(places) == 2 and max(abs(a - b) for a, b in zip(*places, strict=True)) < SAME_MM
 
 
 def _stack(slices: list[Pixels], notes: list[str]) -> Pixels:
     first = slices[0]
-    if any(pixels.spacing_mm != first.spacing_mm for pixels in slices):
+    spacing = first.spacing_mm
+    if any(pixels.spacing_mm != spacing for pixels in slices):
         notes.append("slices differ in (0028,0030) Pixel Spacing: that of the first is used")
+        spacing = None
+    origins = tuple(place for pixels in slices for place in pixels.facts.origins)
+    affine, uneven = None, ""
+    if first.facts.axes is not None and len(origins) == sum(pixels.frames for pixels in slices):
+        affine, uneven = volume_affine(origins, first.facts.axes, spacing)
+    notes += [uneven] * bool(uneven)
     ranges = [pixels.facts.stored_range for pixels in slices]
     inner = dict.fromkeys(note for pixels in slices for note in pixels.facts.notes)
     facts = replace(
         first.facts,
         stored_range=(min(low for low, _ in ranges), max(high for _, high in ranges)),
         notes=(*notes, *inner),
+        origins=origins,
+        uneven=uneven,
     )
     padding = None
     if any(pixels.padding is not None for pixels in slices):
         padding = np.concatenate([_mask(pixels) for pixels in slices])
-    return replace(first, array=np.concatenate([p.array for p in slices]), padding=padding, facts=facts)
+    array = np.concatenate([pixels.array for pixels in slices])
+    return replace(first, array=array, padding=padding, affine=affine, facts=facts)
 
 
 def _mask(pixels: Pixels) -> NDArray[np.bool_]:

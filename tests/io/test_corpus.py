@@ -30,7 +30,7 @@ REFUSED = {
     # no DICOM
     "no_meta.dcm": (400, "no image file"),  # a bare item of a sequence, starts with group 3006
     "crayons.icc": (400, "no image file"),
-    "zipMR.gz": (415, "gzip is not supported"),
+    "zipMR.gz": (415, "gzip of anything but NIfTI is not supported"),
     **dict.fromkeys(
         [f for f in FILES if Path(f).name in ("README", "README.txt") or f.endswith((".json", ".dump"))],
         (400, "the input is text"),

@@ -10,7 +10,7 @@ import pytest
 
 from medad_serve.errors import InputError
 from medad_serve.io import Limits, decode
-from medad_serve.io.series import read_members
+from medad_serve.io.members import read_members
 
 AXIAL = [1, 0, 0, 0, 1, 0]
 
