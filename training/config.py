@@ -17,6 +17,7 @@ from medad_serve.errors import MedadError
 from medad_serve.models import Family, family
 from medad_serve.models.base import device_for
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, read_yaml, validated
+from medad_serve.training.augment import AugmentSettings
 from medad_serve.training.loggers import LoggerName, require_logger
 
 
@@ -37,6 +38,7 @@ class TrainSettings(Frozen):
     """What early stopping and the best checkpoint watch; ``val/auroc`` and the like are maximised."""
     patience: int = Field(50, ge=1)
     min_delta: float = Field(0.0, ge=0)
+    augment: AugmentSettings = AugmentSettings()
     checkpoint_seconds: float = Field(30.0, ge=0)
     """Time between two writes of the last checkpoint: what a kill can cost."""
 

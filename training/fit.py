@@ -30,6 +30,7 @@ from medad_serve.errors import MedadError
 from medad_serve.files import write_whole
 from medad_serve.models import AnomalyModel
 from medad_serve.models.base import device_for
+from medad_serve.training.augment import Augment, AugmentSettings
 from medad_serve.training.batches import loader
 from medad_serve.training.finish import Normals, finish_model, save_codes
 from medad_serve.training.loggers import run_loggers
@@ -159,6 +160,13 @@ class Job:
         settings = self.run.config.train
         return settings.max_epochs * max(1, len(self.train) // settings.batch_size)
 
+    def augment(self) -> Augment | None:
+        """Return what varies the training items, if anything does."""
+        settings = self.run.config.train.augment
+        return (
+            None if settings == AugmentSettings() else Augment(settings, self.seed, self.run.config.prep.output_range)
+        )
+
     def model(self) -> AnomalyModel:
         """Build the model, with the weights that it starts from."""
         model = self.run.build()
@@ -180,7 +188,9 @@ def _train(job: Job, say: Say, more: Sequence[Callback], loggers: list[Logger] |
     if len(job.train) < 2:
         raise MedadError(f"{len(job.train)} training image is too few", "Add healthy patients")
     L.seed_everything(job.seed, verbose=False)
-    task = DetectorTask(job.model(), settings, job.data.patients, config.calibration.aggregation, job.horizon())
+    task = DetectorTask(
+        job.model(), settings, job.data.patients, config.calibration.aggregation, job.horizon(), job.augment()
+    )
     callbacks = [*_callbacks(job.run, folder, steps, say), *more]
     device = device_for(config.device)
     trainer = L.Trainer(

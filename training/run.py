@@ -112,10 +112,7 @@ def create_run(config: RunConfig, root: Path) -> Run:
     if 1 not in labels.values():
         raise MedadError(f"{config.data} holds no abnormal patient", "Validation and test need some of both")
     split = _draw(config, table, labels)
-    home = root / config.experiment
-    if config.split.fold is not None:
-        home /= f"fold_{config.split.fold}"
-    stem = home / datetime.now().strftime("%Y%m%d-%H%M%S")
+    stem = _home(config, root) / datetime.now().strftime("%Y%m%d-%H%M%S")
     path, attempt = stem, 1
     while True:
         try:
@@ -132,6 +129,18 @@ def create_run(config: RunConfig, root: Path) -> Run:
     # config.yaml comes last: a folder that has it is a run that can resume.
     write_whole(path / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return Run(path, config, split)
+
+
+def _home(config: RunConfig, root: Path) -> Path:
+    """Return the folder that holds the runs of an experiment, or of one of its folds."""
+    fold = config.split.fold
+    return root / config.experiment / (f"fold_{fold}" if fold is not None else "")
+
+
+def same_run(config: RunConfig, root: Path) -> Run | None:
+    """Return the newest run of exactly this configuration, to go on with it."""
+    found = [open_run(p) for p in sorted(_home(config, root).glob("*/")) if is_run(p)]
+    return next((run for run in reversed(found) if run.config == config), None)
 
 
 def _draw(config: RunConfig, table: Table, labels: dict[str, int]) -> Split:

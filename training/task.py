@@ -13,6 +13,7 @@ from torch import Tensor
 from medad_serve.calibration import HeldOut
 from medad_serve.metrics import auprc, auroc
 from medad_serve.models import AnomalyModel, Batch
+from medad_serve.training.augment import Augment
 from medad_serve.training.config import TrainSettings
 
 
@@ -30,6 +31,7 @@ class DetectorTask(L.LightningModule):
         patients: tuple[str, ...],
         aggregation: str,
         horizon: int,
+        augment: Augment | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -37,10 +39,13 @@ class DetectorTask(L.LightningModule):
         self.patients = patients
         self.aggregation = aggregation
         self.horizon = horizon
+        self.augment = augment
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Return the loss of a batch."""
+        """Return the loss of a batch, augmented where that was asked for."""
+        if self.augment is not None:
+            batch = self.augment(batch)
         terms = self.model.loss(batch)
         for name, value in terms.items():
             self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(batch.x))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table as RichTable
 
 from medad_serve.cli.console import decoding, err, out, say, table
 from medad_serve.errors import MedadError
+
+if TYPE_CHECKING:
+    from medad_serve.data import Prepared
+    from medad_serve.training.run import Run
 
 
 @click.command()
@@ -20,6 +24,7 @@ from medad_serve.errors import MedadError
 @click.option("--config", help="A recipe that comes with the package, or a YAML file.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with a run that was stopped.")
+@click.option("--folds", type=click.Choice(["all"]), help="Cross-validate: train every fold, report them together.")
 def train(
     model: str | None,
     overrides: tuple[str, ...],
@@ -27,34 +32,66 @@ def train(
     config: str | None,
     runs: Path,
     resume: Path | None,
+    folds: str | None,
 ) -> None:
     """Train MODEL on the healthy patients of a data set.
 
-    Settings such as train.max_epochs=20 or settings.latent_dim=32 override defaults and --config. A run that
-    was stopped goes on with --resume RUN.
+    Settings such as train.max_epochs=20 or settings.latent_dim=32 override defaults and --config; fold=1 trains
+    one fold of a cross-validation. A run that was stopped goes on with --resume RUN.
     """
-    if resume is not None and (model or overrides or data or config):
+    if resume is not None and (model or overrides or data or config or folds):
         raise click.UsageError("--resume takes the configuration of the run; name nothing else")
     if resume is None and model is None:
         raise click.UsageError("name a model; 'medad-serve info' lists them")
 
     from medad_serve.training.config import resolve
-    from medad_serve.training.run import METRICS, create_run, open_run
+    from medad_serve.training.run import create_run, open_run
 
+    if folds:
+        _train_folds(str(model), data, config, overrides, runs)
+        return
     run = open_run(resume) if resume else create_run(resolve(str(model), data, config, overrides), runs)
+    _train_one(run)
+    out.print(str(run.path), markup=False)
+
+
+def _train_one(run: Run) -> Prepared:
+    """Train one run to its end; return its data."""
+    from medad_serve.report import plot_history
+    from medad_serve.training.fit import fit
+    from medad_serve.training.run import METRICS
+
     say(f"run {run.path}")
     for note in run.table().notes:
         say(f"data: {note}")
     prepared = run.prepared(decoding)
     for fault in prepared.faults:
         say(f"left out: {fault}")
-
-    from medad_serve.report import plot_history
-    from medad_serve.training.fit import fit
-
     fit(run, prepared, say)
     plot_history(run.path / METRICS, run.path / "history.png")
-    out.print(str(run.path), markup=False)
+    return prepared
+
+
+def _train_folds(model: str, data: str | None, config: str | None, overrides: tuple[str, ...], runs: Path) -> None:
+    """Train a run a fold, going on with those that are there, and show what they score together."""
+    from medad_serve.crossvalidation import write_folds
+    from medad_serve.training.config import resolve
+    from medad_serve.training.run import create_run, same_run
+
+    count = resolve(model, data, config, overrides).split.folds
+    made = []
+    for number in range(1, count + 1):
+        say(f"fold {number} of {count}")
+        resolved = resolve(model, data, config, [*overrides, f"fold={number}"])
+        made.append(same_run(resolved, runs) or create_run(resolved, runs))
+        prepared = _train_one(made[-1])
+    figures, written = write_folds(made, prepared)
+    rows = table(f"{count} folds, {figures['test_patients']} test patients", "score", "AUROC, mean of folds", "pooled")
+    for name, found in {model: figures, **{f"baseline: {n}": f for n, f in figures["baselines"].items()}}.items():
+        each = found["auroc"]
+        rows.add_row(name, f"{each['mean']:.3f} +- {each['sd']:.3f}", _cell(found["pooled"]["auroc"]))
+    out.print(rows)
+    out.print(str(written), markup=False)
 
 
 @click.command()

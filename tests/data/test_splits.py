@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medad_serve.data import SplitSettings, split_patients
+from medad_serve.data import SplitSettings, inherit_split, split_patients
 from medad_serve.errors import MedadError
 
 POLICY = "specificity=0.95"
@@ -56,3 +56,76 @@ def test_the_seed_draws_the_split() -> None:
     )
     assert first == again
     assert first != other
+
+
+FOLD = st.integers(1, 5)
+
+
+@given(st.integers(40, 200), st.integers(10, 60), st.booleans())
+def test_every_patient_is_tested_in_one_fold(healthy: int, diseased: int, supervised: bool) -> None:
+    labels = _labels(healthy, diseased)
+    tested: list[str] = []
+    for fold in range(1, 6):
+        split = split_patients(labels, SplitSettings(fold=fold), method="auto", policy=POLICY, supervised=supervised)
+        assert set(split.roles) == set(labels)
+        assert {labels[p] for p in split.patients("validation")} == {0, 1}
+        assert any(labels[p] for p in split.patients("train")) == supervised
+        tested += split.patients("test")
+    assert sorted(tested) == sorted(labels)
+
+
+@given(FOLD, st.integers(30, 60), st.booleans())
+def test_patients_that_the_data_set_tests_on_stay_there(fold: int, healthy: int, supervised: bool) -> None:
+    labels = _labels(healthy, 12)
+    fixed = {"h0", "h1", "h2", "d0", "d1"}
+    given_roles = {p: "test" if p in fixed else "train" for p in labels}
+    for settings in (SplitSettings(), SplitSettings(fold=fold)):
+        split = split_patients(
+            labels, settings, method="auto", policy="specificity=0.8", given=given_roles, supervised=supervised
+        )
+        assert split.patients("test") == fixed
+        assert set(split.roles) == set(labels)
+        assert {labels[p] for p in split.patients("validation")} == {0, 1}
+
+
+def test_folds_beside_a_fixed_test_list_validate_each_patient_once() -> None:
+    labels = _labels(38, 10)
+    given_roles = {p: "test" if p in {f"h{i}" for i in range(8)} else "train" for p in labels}
+    validated: list[str] = []
+    for fold in range(1, 6):
+        split = split_patients(labels, SplitSettings(fold=fold), method="validation", policy=POLICY, given=given_roles)
+        validated += [p for p in split.patients("validation") if not labels[p]]
+    assert sorted(validated) == sorted(p for p in labels if given_roles[p] == "train" and not labels[p])
+
+
+def test_a_fold_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="fold 6 of 5 does not exist"):
+        SplitSettings(fold=6)
+
+
+def test_cross_validation_on_few_patients_trains_no_folds_of_folds() -> None:
+    split = split_patients(_labels(70, 70), SplitSettings(fold=1), method="auto", policy=POLICY)
+    assert split.method == "validation"
+    assert not split.folds
+    assert not split.patients("calibration")
+
+
+def test_a_supervised_model_learns_from_the_diseased_too() -> None:
+    labels = _labels(200, 100)
+    split = split_patients(labels, SplitSettings(), method="auto", policy=POLICY, supervised=True)
+    sick = {role: sum(labels[p] for p in split.patients(role)) for role in ("train", "validation", "test")}
+    assert sick == {"train": 60, "validation": 25, "test": 15}
+    assert not any(labels[p] for p in split.patients("calibration"))
+
+
+def test_a_run_that_builds_on_another_keeps_its_healthy_patients_apart() -> None:
+    labels = _labels(70, 40)
+    parent = split_patients(labels, SplitSettings(), method="auto", policy=POLICY)
+    child = inherit_split(parent, labels, SplitSettings(), supervised=True)
+    assert {p: r for p, r in child.roles.items() if not labels[p]} == {
+        p: r for p, r in parent.roles.items() if not labels[p]
+    }
+    assert child.folds == parent.folds
+    assert child.patients("test") == parent.patients("test")
+    divided = [p for p in parent.patients("validation") if labels[p]]
+    assert {child.roles[p] for p in divided} == {"train", "validation"}

@@ -1,0 +1,79 @@
+"""The same experiment on every fold: each test patient scored by a model that never saw them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medad_serve.calibration import HeldOut
+from medad_serve.data import Prepared
+from medad_serve.export.graph import EagerRuntime
+from medad_serve.files import write_whole
+from medad_serve.metrics import auprc, auroc, with_interval
+from medad_serve.runtime import Selection, batches
+from medad_serve.training.run import Run
+
+FOLDS = "folds.json"
+Values = dict[str, NDArray[np.float64]]
+
+
+def _test_scores(run: Run, data: Prepared) -> tuple[Values, NDArray[np.int64]]:
+    """Score the test rows of one fold, by the model and by trivial measures; return the rows beside them."""
+    rows = data.rows(run.split.patients("test"))
+    chosen = Selection(data.tensor, rows)
+    found: dict[str, list[NDArray[np.floating]]] = {"score": [], "mean": [], "p99": []}
+    for part, outputs in batches(EagerRuntime(run.trained()), chosen, ["score"]):
+        flat = chosen[part].reshape(len(outputs["score"]), -1)
+        found["score"].append(outputs["score"])
+        found["mean"].append(flat.mean(axis=1))
+        found["p99"].append(np.percentile(flat, 99, axis=1))
+    return {name: np.concatenate(parts).astype(np.float64) for name, parts in found.items()}, rows
+
+
+def _figures(folds: Sequence[HeldOut]) -> dict[str, Any]:
+    """AUROC of each fold with mean and standard deviation, and over all folds as one, with intervals by patient.
+
+    Scores of different folds come from different models: pooled as they are, so that the pooled figure also pays
+    for models that disagree on the scale.
+    """
+    pooled = HeldOut(
+        np.concatenate([f.scores for f in folds]),
+        np.concatenate([f.labels for f in folds]),
+        tuple(patient for f in folds for patient in f.patients),
+    )
+    each = [auroc(f.scores, f.labels) for f in folds]
+    return {
+        "auroc": {"folds": each, "mean": float(np.mean(each)), "sd": float(np.std(each, ddof=1))},
+        "pooled": {"auroc": with_interval(auroc, pooled), "auprc": with_interval(auprc, pooled)},
+    }
+
+
+def cross_validate(runs: Sequence[Run], data: Prepared) -> dict[str, Any]:
+    """Measure the finished runs of all folds on their test patients, beside trivial baselines."""
+    by_name: dict[str, list[HeldOut]] = {}
+    for run in runs:
+        values, rows = _test_scores(run, data)
+        patients = tuple(data.patients[r] for r in rows)
+        for name, scores in values.items():
+            by_name.setdefault(name, []).append(HeldOut(scores, data.labels[rows], patients))
+    figures = {name: _figures(folds) for name, folds in by_name.items()}
+    return {
+        "runs": [str(run.path) for run in runs],
+        "test_patients": len({p for fold in by_name["score"] for p in fold.patients}),
+        "data_fingerprint": data.fingerprint,
+        **figures.pop("score"),
+        "baselines": figures,
+    }
+
+
+def write_folds(runs: Sequence[Run], data: Prepared) -> tuple[dict[str, Any], Path]:
+    """Write what :func:`cross_validate` measures beside the folders of the folds; return it and the file."""
+    figures = cross_validate(runs, data)
+    target = runs[0].path.parent.parent / FOLDS
+    write_whole(target, json.dumps(figures, indent=1) + "\n")
+    return figures, target

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from medad_serve.errors import MedadError
+from medad_serve.export.graph import EagerRuntime
+from medad_serve.export.parity import check_parity
+from medad_serve.models import AnomalyModel, Batch
+
+OUTPUTS = ("score", "heatmap", "codes")
+
+
+class Coded(AnomalyModel):
+    """Codes are the rounded pixels: half-way values tie."""
+
+    outputs = OUTPUTS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"score": x.mean(dim=(1, 2, 3)) * self.scale, "heatmap": x, "codes": torch.floor(x[:, 0]).long()}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": self(batch.x)["score"].mean()}
+
+    def ties(self, x: Tensor) -> dict[str, Tensor]:
+        return {"codes": (x[:, 0] - x[:, 0].round()).abs()}
+
+
+class Altered:
+    """The trained model, with one code and the pixel behind it changed."""
+
+    def __init__(self, heatmap: float = 0.0, code: int = 0, score: float = 0.0) -> None:
+        self.trained = EagerRuntime(Coded())
+        self.heatmap, self.code, self.score = heatmap, code, score
+
+    def run(self, batch: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        found = self.trained.run(batch, names)
+        for item in np.flatnonzero(batch[:, 0, 0, 0] == 5):  # the marked one, wherever it stands in the batch
+            found["heatmap"][item, 0, 1, 1] += self.heatmap
+            found["codes"][item, 0, 0] += self.code
+            found["score"][item] += self.score
+        return found
+
+
+@pytest.fixture
+def inputs() -> np.ndarray:
+    values = np.random.default_rng(0).uniform(1.2, 1.8, (9, 1, 4, 4)).astype(np.float32)
+    values[3, 0, 0, 0] = 5  # exactly between two codes
+    return values
+
+
+def _check(runtime: Altered, inputs: np.ndarray, cutoff: float = 1.0):
+    return check_parity("onnx", runtime, EagerRuntime(Coded()), inputs, OUTPUTS, [cutoff])
+
+
+def test_equal_outputs_pass_without_ties(inputs: np.ndarray) -> None:
+    record = _check(Altered(), inputs)
+    assert (record.ties, record.flips, record.max_absolute_difference) == (0, 0, 0)
+    assert record.batches == (1, 8)
+
+
+def test_a_code_may_differ_where_two_distances_tie(inputs: np.ndarray) -> None:
+    record = _check(Altered(code=-1, heatmap=0.5), inputs)
+    assert record.ties == 2  # once at each batch size
+    assert record.max_absolute_difference == 0  # what follows from the other code is not compared
+
+
+def test_a_code_that_is_not_nearest_is_refused(inputs: np.ndarray) -> None:
+    inputs[3, 0, 0, 0] = 5
+    runtime = Altered(code=-1)
+    runtime.trained.model.ties = lambda x: {"codes": torch.ones_like(x[:, 0])}
+    trained = EagerRuntime(runtime.trained.model)
+    with pytest.raises(MedadError, match="codes that are not the nearest"):
+        check_parity("onnx", runtime, trained, inputs, OUTPUTS, [1.0])
+
+
+def test_a_difference_without_another_code_is_refused(inputs: np.ndarray) -> None:
+    with pytest.raises(MedadError, match="heatmap at batch 1 differs"):
+        _check(Altered(heatmap=0.01), inputs)
+
+
+def test_a_decision_that_flips_is_refused_even_beside_a_tie(inputs: np.ndarray) -> None:
+    cutoff = float(inputs[3].mean()) + 0.01
+    with pytest.raises(MedadError, match="decisions of onnx flip"):
+        _check(Altered(code=-1, score=0.5), inputs, cutoff)
