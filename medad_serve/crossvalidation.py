@@ -14,7 +14,7 @@ from medad_serve.calibration import HeldOut
 from medad_serve.data import Prepared
 from medad_serve.export.graph import EagerRuntime
 from medad_serve.files import write_whole
-from medad_serve.metrics import auprc, auroc, with_interval
+from medad_serve.metrics import auroc, summarise
 from medad_serve.runtime import Selection, batches
 from medad_serve.training.run import Run
 
@@ -49,7 +49,7 @@ def _figures(folds: Sequence[HeldOut]) -> dict[str, Any]:
     each = [auroc(f.scores, f.labels) for f in folds]
     return {
         "auroc": {"folds": each, "mean": float(np.mean(each)), "sd": float(np.std(each, ddof=1))},
-        "pooled": {"auroc": with_interval(auroc, pooled), "auprc": with_interval(auprc, pooled)},
+        "pooled": summarise(pooled, None),
     }
 
 
