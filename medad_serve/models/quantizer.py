@@ -57,7 +57,7 @@ class Quantizer(nn.Module):
         commitment_cost: float = 0.25,
         update: Update = "ema",
         decay: float = 0.99,
-        revive_after: int = 50,
+        revive_after: int = 10,
     ) -> None:
         super().__init__()
         self.commitment_cost = commitment_cost
