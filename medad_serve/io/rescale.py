@@ -75,7 +75,7 @@ def linear(stored: NDArray[Any], slope: float, intercept: float) -> Rescaled:
         low, high = float(np.fmin.reduce(values, axis=None)), float(np.fmax.reduce(values, axis=None))
     if math.isnan(low) or (not whole and low >= 0 and high <= 1):
         return values, (0.0, 1.0)
-    if max(abs(low), abs(high)) > np.finfo(np.float32).max:
+    if max(abs(low), abs(high)) > float(np.finfo(np.float32).max):
         raise InputError(422, "the values reach beyond finite numbers", "Export it again with finite values")
     return values, (low, high if high > low else low + 1.0)
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -127,3 +129,34 @@ def corpus() -> list[Path]:
     """Every file that ships in the pydicom wheel as test data."""
     root = Path(pydicom.__file__).parent / "data" / "test_files"
     return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="session")
+def make_nifti() -> Callable[..., bytes]:
+    """``make_nifti(array, affine, kind=nibabel.Nifti1Image, **header fields)``: bytes of a .nii that names a person."""
+
+    def make(array: NDArray[Any], affine: Any, kind: Any = nibabel.Nifti1Image, **fields: Any) -> bytes:
+        image = kind(array, affine, dtype=array.dtype)
+        image.header["descrip"] = SECRET
+        image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", SECRET.encode()))
+        data = bytes(image.to_bytes())
+        header = kind.header_class(data[: kind.header_class.sizeof_hdr], check=False)
+        for field, value in fields.items():  # after saving, which corrects what it can
+            header[field] = value
+        return header.binaryblock + data[len(header.binaryblock) :]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """``real_data(folder)``: where real images lie ($MEDAD_TEST_DATA, else beside the repository), or skip."""
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+    def find(folder: str) -> Path:
+        path = Path(os.environ.get("MEDAD_TEST_DATA", beside)) / folder
+        if not path.is_dir():
+            pytest.skip(f"real images {folder} are not there: name their folder in MEDAD_TEST_DATA")
+        return path
+
+    return find
