@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,16 +20,22 @@ from medad_serve.errors import MedadError
 from medad_serve.export.bundle import Bundle, Part, Say, export, score_parts
 from medad_serve.export.graph import EagerRuntime
 from medad_serve.files import write_whole
-from medad_serve.metrics import auroc, summarise, with_interval
+from medad_serve.metrics import Mask, classes_by_patient, classes_of, separations, summarise
 from medad_serve.models import AnomalyModel
 from medad_serve.report import plot_scores
 from medad_serve.runtime import Runtime, Selection, batches, open_runtime
-from medad_serve.spec import Calibration, Manifest
+from medad_serve.spec import Calibration, Manifest, PrepSpec
 from medad_serve.training.config import RunConfig
 from medad_serve.training.run import Run, is_run, open_run
 
 VALIDATION_POLICY = "youden"
 """Decides where a run of cross-validation is reported: few healthy patients make no rare false alarm measurable."""
+BASELINES: dict[str, Callable[[NDArray[np.float32]], NDArray[Any]]] = {
+    "mean": lambda flat: flat.mean(axis=1),
+    "p99": lambda flat: np.percentile(flat, 99, axis=1),
+    "std": lambda flat: flat.std(axis=1),
+}
+"""What the prepared pixels ``(N, values)`` of an item say of it without any model."""
 PARITY_INPUTS = 64
 PARITY_VALUES = 2**23
 """Most input values that parity is proven on: four volumes of 128^3."""
@@ -114,13 +120,49 @@ def export_run(
 class Subject:
     """What is evaluated: a runtime with its calibration, the data, and the files that made the model."""
 
+    name: str
+    family: str
+    outputs: tuple[str, ...]
     runtime: Runtime
     runtime_name: str
     calibration: Calibration
     policy: str
     data: Prepared
     seen: frozenset[str]
-    unit: Literal["slice", "volume"]
+    prep: PrepSpec
+
+    @property
+    def unit(self) -> Literal["slice", "volume"]:
+        """What one item is called."""
+        return self.prep.unit
+
+    @property
+    def split(self) -> Literal["test", "unseen"]:
+        """Whether the items are test patients of the model's own data, or of other data."""
+        return "test" if self.data.fingerprint == self.calibration.data_fingerprint else "unseen"
+
+    def cutoffs(self, policy: str) -> tuple[float, float]:
+        """Return the cutoffs of one item and of one patient; raises MedadError where the policy has none."""
+        return Decider(self.calibration.item).cutoff(policy), Decider(self.calibration.patient).cutoff(policy)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of every item that the model never saw."""
+
+    rows: NDArray[np.int64]
+    """Where each item stands in the prepared data."""
+    items: HeldOut
+    classes: dict[str, Mask]
+    """Which items are of each abnormal class."""
+    components: dict[str, NDArray[np.float64]]
+    """Other scores ``(N,)`` that the model returns."""
+    baselines: dict[str, NDArray[np.float64]]
+
+    def by_patient(self, aggregation: str) -> tuple[HeldOut, dict[str, Mask]]:
+        """Return one score a patient, and which patients have an item of each class."""
+        patients = self.items.by_patient(aggregation)
+        return patients, classes_by_patient(self.classes, self.items.patients, patients.patients)
 
 
 def _read_data(
@@ -138,9 +180,18 @@ def _read_data(
 def _run_subject(run: Run, source: str | None, progress: Progress | None) -> Subject:
     own = run.prepared(progress)
     bundle = make_bundle(run, own)
-    data = _read_data(run, source, run.config, progress) if source else own
-    runtime, calibration = EagerRuntime(bundle.model), score_parts(bundle, EagerRuntime)
-    return Subject(runtime, "eager", calibration, bundle.policy, data, frozenset(bundle.seen), bundle.prep.unit)
+    return Subject(
+        name=bundle.name,
+        family=bundle.family,
+        outputs=bundle.model.outputs,
+        runtime=EagerRuntime(bundle.model),
+        runtime_name="eager",
+        calibration=score_parts(bundle, EagerRuntime),
+        policy=bundle.policy,
+        data=_read_data(run, source, run.config, progress) if source else own,
+        seen=frozenset(bundle.seen),
+        prep=bundle.prep,
+    )
 
 
 def _artifact_subject(artifact: Path, runtime: str, source: str | None, progress: Progress | None) -> Subject:
@@ -148,10 +199,40 @@ def _artifact_subject(artifact: Path, runtime: str, source: str | None, progress
     calibration = manifest.calibration_of(runtime, artifact)
     run = open_run(artifact.parent) if is_run(artifact.parent) else None
     data = _read_data(run, source, manifest, progress)
-    opened = open_runtime(artifact, runtime, [o.name for o in manifest.outputs])
+    outputs = tuple(o.name for o in manifest.outputs)
     return Subject(
-        opened, runtime, calibration, manifest.default_policy, data, frozenset(manifest.seen), manifest.prep.unit
+        name=manifest.name,
+        family=manifest.model,
+        outputs=outputs,
+        runtime=open_runtime(artifact, runtime, outputs),
+        runtime_name=runtime,
+        calibration=calibration,
+        policy=manifest.default_policy,
+        data=data,
+        seen=frozenset(manifest.seen),
+        prep=manifest.prep,
     )
+
+
+def open_subject(
+    path: Path, *, data: str | None = None, runtime: str | None = None, progress: Progress | None = None
+) -> tuple[Subject, Path]:
+    """Open a run (its trained model; its artifact where ``runtime`` names one) or an artifact.
+
+    Returns it with the folder that was opened, that of the artifact where one was.
+    """
+    if runtime and not (path / MANIFEST).is_file():
+        path = open_run(path).artifact
+    if runtime or (path / MANIFEST).is_file():
+        return _artifact_subject(path, runtime or "onnx", data, progress), path
+    run = open_run(path)
+    return _run_subject(run, data, progress), run.path
+
+
+def beside(path: Path, name: str, subject: Subject) -> Path:
+    """Return where ``name`` of a run or artifact goes: figures of other data do not replace the run's own."""
+    home, before = (path, "") if is_run(path) else (path.parent, "" if is_run(path.parent) else f"{path.name}.")
+    return home / f"{before}{name}{'' if subject.split == 'test' else f'-{subject.data.fingerprint[:8]}'}"
 
 
 def evaluate(
@@ -170,60 +251,82 @@ def evaluate(
     Files that the model was trained, chosen or calibrated with are left out, wherever they lie now: of its own
     data the test patients count, of other data every file that it never saw.
     """
-    if runtime and not (path / MANIFEST).is_file():
-        path = open_run(path).artifact
-    if runtime or (path / MANIFEST).is_file():
-        subject = _artifact_subject(path, runtime or "onnx", data, progress)
-        home, stem = (path.parent, "metrics") if is_run(path.parent) else (path.parent, f"{path.name}.metrics")
-    else:
-        run = open_run(path)
-        subject = _run_subject(run, data, progress)
-        home, stem = run.path, "metrics"
-    metrics, held_out = measure(subject, policy)
-    if metrics["split"] != "test":
-        stem += f"-{subject.data.fingerprint[:8]}"  # the run's own figures stay
-    target = out or home / f"{stem}.json"
+    subject, opened = open_subject(path, data=data, runtime=runtime, progress=progress)
+    policy = policy or subject.policy
+    subject.cutoffs(policy)  # refuse an unknown policy before scoring
+    scored = score(subject)
+    metrics = measure(subject, scored, policy)
+    stem = beside(opened, "metrics", subject)
+    target = out or stem.with_name(f"{stem.name}.json")
     write_whole(target, json.dumps(metrics, indent=1) + "\n")
-    plot_scores(held_out, metrics[metrics["unit"]]["cutoff"], target.with_suffix(".png"))
+    plot_scores(
+        scored.items,
+        metrics[subject.unit]["cutoff"],
+        target.with_suffix(".png"),
+        unit=subject.unit,
+        classes=scored.classes,
+    )
     return metrics, target
 
 
-def measure(subject: Subject, policy: str | None) -> tuple[dict[str, Any], HeldOut]:
-    """Return AUROC, AUPRC, sensitivity and specificity at both levels beside the trivial baselines."""
+def score(subject: Subject) -> Scored:
+    """Score every item that the model never saw; raises MedadError where there is none."""
     data = subject.data
     rows = np.array([r for r, digest in enumerate(data.digests) if _short(digest) not in subject.seen], np.int64)
     if not len(rows):
         raise MedadError("every file of the data went into making the model", "Evaluate on files that it never saw")
-    labels, patients = data.labels[rows], tuple(data.patients[r] for r in rows)
-
-    def held_out(values: Sequence[NDArray[Any]]) -> HeldOut:
-        return HeldOut(np.concatenate(values).astype(np.float64), labels, patients)
-
     chosen = Selection(data.tensor, rows)
-    scores: list[NDArray[Any]] = []
-    trivial: dict[str, list[NDArray[Any]]] = {"mean": [], "p99": []}
-    for part, outputs in batches(subject.runtime, chosen, ["score"]):
-        scores.append(outputs["score"])
-        flat = chosen[part].reshape(len(outputs["score"]), -1)
-        trivial["mean"].append(flat.mean(axis=1))
-        trivial["p99"].append(np.percentile(flat, 99, axis=1))
-    items = held_out(scores)
-    aggregation, policy = subject.calibration.aggregation, policy or subject.policy
-    levels = {
-        subject.unit: (items, Decider(subject.calibration.item).cutoff(policy)),
-        "patient": (items.by_patient(aggregation), Decider(subject.calibration.patient).cutoff(policy)),
-    }
-    metrics: dict[str, Any] = {
+    names = ["score", *_components(subject, chosen)]
+    outputs: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+    trivial: dict[str, list[NDArray[Any]]] = {name: [] for name in BASELINES}
+    for part, found in batches(subject.runtime, chosen, names):
+        for name in names:
+            outputs[name].append(found[name])
+        flat = chosen[part].reshape(len(found["score"]), -1)
+        for name, baseline in BASELINES.items():
+            trivial[name].append(baseline(flat))
+    scores = {name: np.concatenate(values).astype(np.float64) for name, values in outputs.items()}
+    if not all(np.isfinite(values).all() for values in scores.values()):
+        raise MedadError("the model gives scores that are not finite", "Train again with a lower learning rate")
+    labels, patients = data.labels[rows], tuple(data.patients[r] for r in rows)
+    return Scored(
+        rows=rows,
+        items=HeldOut(scores.pop("score"), labels, patients),
+        classes=classes_of(labels, [data.kinds[r] for r in rows]),
+        components=scores,
+        baselines={name: np.concatenate(values).astype(np.float64) for name, values in trivial.items()},
+    )
+
+
+def _components(subject: Subject, chosen: Selection) -> list[str]:
+    """Name the outputs beside ``score`` that are one number an item."""
+    found = subject.runtime.run(np.ascontiguousarray(chosen[:1]), subject.outputs)
+    return [n for n in subject.outputs if n != "score" and found[n].ndim == 1 and found[n].dtype.kind == "f"]
+
+
+def measure(subject: Subject, scored: Scored, policy: str) -> dict[str, Any]:
+    """Return every figure of ``metrics.json``: both levels, overall and per class, beside trivial baselines."""
+    aggregation = subject.calibration.aggregation
+    of_item, of_patient = subject.cutoffs(policy)
+    items = scored.items
+    patients, classes = scored.by_patient(aggregation)
+
+    def alone(candidates: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+        found = separations(candidates, items.labels, items.patients)
+        return {name: {"auroc": figure} for name, figure in found.items()}
+
+    return {
         "runtime": subject.runtime_name,
-        "split": "test" if data.fingerprint == subject.calibration.data_fingerprint else "unseen",
-        "excluded_seen": len(data.digests) - len(rows),
+        "split": subject.split,
+        "excluded_seen": len(subject.data.digests) - len(scored.rows),
         "policy": policy,
         "unit": subject.unit,
         "calibration": {"method": subject.calibration.method, "n": subject.calibration.item.n},
         "aggregation": aggregation,
-        "data_fingerprint": data.fingerprint,
-        "faults": len(data.faults),
-        **{name: {"cutoff": cutoff, **summarise(found, cutoff)} for name, (found, cutoff) in levels.items()},
-        "baselines": {name: {"auroc": with_interval(auroc, held_out(values))} for name, values in trivial.items()},
+        "data_fingerprint": subject.data.fingerprint,
+        "faults": len(subject.data.faults),
+        subject.unit: {"cutoff": of_item, **summarise(items, of_item, scored.classes)},
+        "patient": {"cutoff": of_patient, **summarise(patients, of_patient, classes)},
+        "scores": alone(scored.components),
+        "baselines": alone(scored.baselines),
     }
-    return metrics, items

@@ -157,7 +157,7 @@ def _overlays(sent: list[Sent], folder: Path) -> list[Shown]:
             shown[each.sample.label].append(
                 Shown(
                     name=file,
-                    truth="abnormal" if each.sample.label else "healthy",
+                    truth=(each.sample.kind or "abnormal") if each.sample.label else "healthy",
                     answer="anomalous" if each.answer["anomalous"] else "normal",
                     score=each.answer["score"],
                     p_value=each.answer["p_value"],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from medad_serve.cli.console import decoding, err, out, say, table
@@ -116,23 +118,41 @@ def export(run: Path, formats: tuple[str, ...], name: str | None, model_version:
     out.print(str(artifact), markup=False)
 
 
+RANKING = ("auroc", "auprc")
+DECISIONS = ("sensitivity", "specificity", "precision", "f1", "accuracy")
+
+
 def _cell(figure: dict[str, float | None]) -> str:
     if figure["value"] is None:
         return "-"
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
-def _shown(metrics: dict[str, Any]) -> RichTable:
-    rows = table(
-        f"{metrics['runtime']}, {metrics['split']} patients, {metrics['policy']}",
-        "level", "normal", "abnormal", "AUROC", "AUPRC", "sensitivity", "specificity",
-    )  # fmt: skip
+def _parts(metrics: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield both levels, each followed by its classes where there are several."""
     for level in (metrics["unit"], "patient"):
-        found = metrics[level]
-        figures = [_cell(found[name]) for name in ("auroc", "auprc", "sensitivity", "specificity")]
-        rows.add_row(level, str(found["normal"]), str(found["abnormal"]), *figures)
+        yield level, metrics[level]
+        classes = metrics[level]["classes"]
+        yield from ((f"{level}: {name}", found) for name, found in classes.items() if len(classes) > 1)
+
+
+def _ranking(metrics: dict[str, Any]) -> RichTable:
+    rows = table(f"{metrics['runtime']}, {metrics['split']} patients", "level", "normal", "abnormal", "AUROC", "AUPRC")
+    for name, found in _parts(metrics):
+        counts = (str(found["normal"]), str(found["abnormal"]))
+        rows.add_row(escape(name), *counts, *(_cell(found[figure]) for figure in RANKING))
+    for name, found in metrics["scores"].items():
+        rows.add_row(name, "", "", _cell(found["auroc"]))
     for name, found in metrics["baselines"].items():
         rows.add_row(f"baseline: {name}", "", "", _cell(found["auroc"]))
+    return rows
+
+
+def _decisions(metrics: dict[str, Any]) -> RichTable:
+    made = metrics["calibration"]["method"].replace("_", " ")
+    rows = table(f"at the cutoff {metrics['policy']}, calibrated {made}", "level", *DECISIONS)
+    for name, found in _parts(metrics):
+        rows.add_row(escape(name), *(_cell(found[figure]) for figure in DECISIONS))
     return rows
 
 
@@ -146,7 +166,10 @@ def _shown(metrics: dict[str, Any]) -> RichTable:
 def evaluate(
     path: Path, data: str | None, runtime: str | None, policy: str | None, target: Path | None, as_json: bool
 ) -> None:
-    """Measure AUROC, AUPRC, sensitivity and specificity, with intervals, beside trivial baselines."""
+    """Measure how well scores separate and decisions agree, overall and per class, with intervals.
+
+    Beside the score stand its components, where the model has some, and trivial baselines.
+    """
     if not path.is_dir():
         raise MedadError(f"{path} is no folder", "Name a run or an artifact, e.g. runs/ae")
 
@@ -156,5 +179,7 @@ def evaluate(
     if as_json:
         out.print(json.dumps(metrics, indent=1), markup=False)
     else:
-        out.print(_shown(metrics))
+        out.print(_ranking(metrics))
+        out.print()
+        out.print(_decisions(metrics))
         err.print(f"written to {written}", markup=False)

@@ -1,0 +1,39 @@
+"""How every figure looks and is written."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from medad_serve.files import write_whole
+
+matplotlib.use("Agg")
+
+DPI = 150
+NORMAL, ABNORMAL = "tab:blue", "tab:red"
+_STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.2,
+}
+
+
+@contextmanager
+def drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """Yield a figure of the house's style, inches wide and high, that is written as PNG at the end."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DPI)
+    write_whole(path, buffer.getvalue())

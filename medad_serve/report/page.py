@@ -1,0 +1,92 @@
+"""One self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from medad_serve.files import write_whole
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One answer of a server: what was sent, what came back, and its overlay."""
+
+    name: str
+    truth: str
+    answer: str
+    score: float
+    p_value: float
+    correct: bool
+    overlay: Path | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One table."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
+h2{margin-top:2.2rem;border-bottom:1px solid #ddd;font-size:1.2rem}
+table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left;
+font-variant-numeric:tabular-nums}
+img{max-width:100%}figure{display:inline-block;margin:.4rem;width:14rem}figcaption{font-size:13px}.wrong{color:#b00}"""
+
+
+def _image(path: Path, alt: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+    return "<table>" + line(head, "th") + "".join(line(r, "td") for r in rows) + "</table>"
+
+
+def _answers(shown: Sequence[Shown]) -> list[str]:
+    parts = ["<h2>Answers over HTTP</h2>"]
+    for row in shown:
+        if row.overlay is None:
+            continue
+        text = f"{escape(row.truth)} &rarr; {escape(row.answer)}, score {row.score:.5f}, p = {row.p_value:.3f}"
+        css = "" if row.correct else ' class="wrong"'
+        parts.append(f"<figure>{_image(row.overlay, row.name)}<figcaption{css}>{text}</figcaption></figure>")
+    return parts
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    facts: dict[str, str],
+    plots: Sequence[tuple[str, Path]],
+    shown: Sequence[Shown] = (),
+    tables: Sequence[Listing] = (),
+) -> None:
+    """Write one HTML file that needs no other: facts, tables, plots, and the overlays of answers.
+
+    Plots that follow each other under one title share its heading.
+    """
+    parts = [f"<h1>{escape(title)}</h1>", _table(list(facts.items()), ("measured", "value"))]
+    parts += [f"<h2>{escape(t.title)}</h2>{_table(t.rows, t.head)}" for t in tables]
+    last = None
+    for name, file in plots:
+        parts.append(("" if name == last else f"<h2>{escape(name)}</h2>") + _image(file, name))
+        last = name
+    if shown:
+        parts += _answers(shown)
+    body = "\n".join(parts)
+    write_whole(
+        path,
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style><body>{body}</body></html>\n",
+    )
