@@ -2,6 +2,8 @@
 
 import csv
 import hashlib
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,6 +14,7 @@ from click.testing import CliRunner
 from sklearn.metrics import roc_auc_score
 
 from medad_serve.cli.phantoms import command
+from medad_serve.data import read_table
 from medad_serve.data.phantoms import PHANTOMS, head_ct, write_head_ct
 from medad_serve.data.phantoms.ct_dicom import PADDING, Encoding, save_ct
 from medad_serve.data.phantoms.head_anatomy import Head, draw_haemorrhage, head_ct_slice
@@ -210,9 +213,24 @@ def test_impossible_counts_are_refused(tmp_path, counts):
 
 
 @pytest.mark.parametrize("kind", sorted(PHANTOMS))
-def test_command_writes_every_kind(tmp_path, kind):
+def test_command_writes_every_kind_as_its_layout_reads_it(tmp_path, kind):
     arguments = [kind, str(tmp_path / "out"), "--healthy", "2", "--abnormal", "1", "--slices", "1"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert "2 healthy and 1 abnormal" in result.output
-    assert len(list((tmp_path / "out").rglob("*.dcm"))) == 3
+    table = read_table(f"{PHANTOMS[kind].layout}:{tmp_path / 'out'}")
+    assert sorted(sample.label for sample in table.samples) == [0, 0, 1]
+    assert len(table.patients()) == 3
+
+
+@pytest.mark.parametrize("kind", sorted(PHANTOMS))
+def test_command_takes_the_counts_of_the_kind_and_its_help_tells_them(tmp_path, kind, monkeypatch):
+    written = {}
+    replaced = replace(PHANTOMS[kind], write=lambda out, **counts: written.update(counts))
+    monkeypatch.setitem(PHANTOMS, kind, replaced)
+    assert CliRunner().invoke(command, [kind, str(tmp_path), "--slices", "5"]).exit_code == 0
+    phantom = PHANTOMS[kind]
+    assert written == {"healthy": phantom.healthy, "abnormal": phantom.abnormal, "slices": 5, "seed": 0}
+    told = "".join(CliRunner().invoke(command, ["--help"]).output.split())  # lines are broken within words
+    for count in (phantom.healthy, phantom.abnormal, phantom.slices):
+        assert re.search(rf"[:,]{kind}{count}[\],]", told)

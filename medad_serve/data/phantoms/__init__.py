@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from medad_serve.data.phantoms.head_ct import write_head_ct
+from medad_serve.data.phantoms.oct import write_oct
+from medad_serve.data.phantoms.vertebrae import write_vertebrae
 
 
 class Writer(Protocol):
@@ -23,9 +25,17 @@ class Phantom:
     layout: str
     """How it lies on disk, as ``--data LAYOUT:DIR`` names it."""
     write: Writer
+    healthy: int
+    """Patients and slices of each that are written unless others are asked for: enough for quickstart."""
+    abnormal: int
+    slices: int
 
 
-PHANTOMS = {"head-ct": Phantom("cq500", write_head_ct)}
+PHANTOMS = {
+    "head-ct": Phantom("cq500", write_head_ct, healthy=400, abnormal=80, slices=2),
+    "oct": Phantom("folders", write_oct, healthy=160, abnormal=60, slices=2),
+    "vertebrae": Phantom("volumes", write_vertebrae, healthy=38, abnormal=16, slices=1),
+}
 """By kind, as the command line and a model's registration name it."""
 
-__all__ = ["PHANTOMS", "Phantom", "Writer", "write_head_ct"]
+__all__ = ["PHANTOMS", "Phantom", "Writer", "write_head_ct", "write_oct", "write_vertebrae"]

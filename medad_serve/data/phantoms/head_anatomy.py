@@ -7,11 +7,9 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from medad_serve.data.phantoms.head_atlas import ATLAS, SPAN, Floats, floats, head_atlas
-
-Mask = npt.NDArray[np.bool_]
+from medad_serve.data.phantoms.drawing import Floats, Mask, floats, over
+from medad_serve.data.phantoms.head_atlas import ATLAS, SPAN, head_atlas
 
 SIZE = 512
 BRAIN_HU = (25.0, 40.0)
@@ -190,9 +188,7 @@ def _in_atlas(u: Floats, v: Floats) -> Floats:
 
 
 def _over(below: Floats, depth_mm: Any, value: Any) -> Floats:
-    """Lay ``value`` over ``below`` where ``depth_mm`` is positive, with a soft edge."""
-    opacity = np.clip(depth_mm * np.float32(1 / _EDGE_MM) + np.float32(0.5), 0, 1, dtype=np.float32)
-    return floats(below + opacity * (value - below))
+    return over(below, depth_mm, value, _EDGE_MM)
 
 
 def _blotches(rng: np.random.Generator) -> Floats:

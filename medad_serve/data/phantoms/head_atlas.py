@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+from medad_serve.data.phantoms.drawing import Floats, floats
 
 ATLAS = 256
 """Rows and columns of the brain's own frame."""
@@ -18,11 +16,6 @@ SPAN = 1.1
 """They reach from -SPAN to SPAN, where 1 is the inner skull; columns go right, rows down."""
 BRAIN_MM = (66.0, 86.0)
 """Half axes of the mean brain: structures are drawn in these millimetres."""
-
-
-def floats(values: Any) -> Floats:
-    """Return ``values`` as float32."""
-    return np.asarray(values, dtype=np.float32)
 
 
 @lru_cache(maxsize=1)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from medad_serve.data.phantoms.ct_dicom import Encoding, save_ct
+from medad_serve.data.phantoms.folder import Row, refuse_impossible, write_csv, write_patients
 from medad_serve.data.phantoms.head_anatomy import (
     HAEMORRHAGE_MM,
     Haemorrhage,
@@ -19,15 +16,12 @@ from medad_serve.data.phantoms.head_anatomy import (
     draw_haemorrhage,
     head_ct_slice,
 )
-from medad_serve.errors import MedadError
 from medad_serve.files import whole_directory
 
 _FINDINGS = ("ICH", "Fracture", "MassEffect", "MidlineShift")
 _READERS = ("R1", "R2", "R3")
 _DISSENT = 0.06
 """How often one of the three readers stands against the truth; the majority never does."""
-
-Row = dict[str, object]
 
 
 def write_head_ct(out: Path, *, healthy: int, abnormal: int, slices: int = 2, seed: int = 0) -> None:
@@ -37,12 +31,7 @@ def write_head_ct(out: Path, *, healthy: int, abnormal: int, slices: int = 2, se
     findings and ``OUT/haemorrhages.csv`` with the place (px) and size (mm) of every bleed. The same seed
     writes the same bytes. Raises MedadError when ``out`` holds anything or a count is impossible.
     """
-    if healthy < 0 or abnormal < 0 or healthy + abnormal < 1 or slices < 1:
-        raise MedadError(
-            f"cannot write {healthy} healthy and {abnormal} abnormal patients of {slices} slices",
-            "Ask for at least one patient of at least one slice",
-        )
-    _refuse_occupied(out)
+    refuse_impossible(out, healthy=healthy, abnormal=abnormal, slices=slices)
     order = np.random.default_rng([seed, 0])
     # Shuffled, so that a patient's number tells nothing.
     bleeding = order.permutation(np.arange(healthy + abnormal) < abnormal)
@@ -52,19 +41,9 @@ def write_head_ct(out: Path, *, healthy: int, abnormal: int, slices: int = 2, se
         def write(patient: int) -> list[Row]:
             return _write_patient(folder, patient, bool(bleeding[patient]), slices, seed)
 
-        # Drawing and writing spend their time in NumPy, OpenCV and the system, outside the interpreter's lock.
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            bleeds = [row for rows in pool.map(write, range(len(bleeding))) for row in rows]
-        _write_csv(folder / "reads.csv", list(reads[0]), reads)
-        _write_csv(folder / "haemorrhages.csv", ["patient", "file", "row", "col", "diameter_mm", "hu"], bleeds)
-
-
-def _refuse_occupied(out: Path) -> None:
-    if out.is_dir():
-        if any(out.iterdir()):
-            raise MedadError(f"{out} is not empty", "Name a new or an empty folder, or empty this one first")
-    elif out.exists() or out.is_symlink():
-        raise MedadError(f"{out} is not a folder", "Name a new or an empty folder")
+        bleeds = write_patients(write, len(bleeding))
+        write_csv(folder / "reads.csv", list(reads[0]), reads)
+        write_csv(folder / "haemorrhages.csv", ["patient", "file", "row", "col", "diameter_mm", "hu"], bleeds)
 
 
 def _write_patient(folder: Path, patient: int, bled: bool, slices: int, seed: int) -> list[Row]:
@@ -113,10 +92,3 @@ def _read(rng: np.random.Generator, patient: int, bled: bool) -> Row:
         dissenter = rng.choice(_READERS) if rng.random() < _DISSENT else None
         row |= {f"{reader}:{finding}": int(truth != (reader == dissenter)) for reader in _READERS}
     return row
-
-
-def _write_csv(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
