@@ -1,0 +1,45 @@
+"""Values on the scale of normals: how many standard deviations each lies above their mean."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ZScore(nn.Module):
+    """Mean and deviation of ``n`` kinds of values, 0 and 1 until ``Moments`` are taken; saved with the weights."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n))
+        self.register_buffer("std", torch.ones(n))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Standardise ``(N, n, *S)``."""
+        shape = (-1, *[1] * (values.ndim - 2))
+        return (values - self.mean.view(shape)) / self.std.view(shape)
+
+    def take(self, found: Moments) -> None:
+        """Standardise by what was found on normals from now on; a deviation of 0 counts as 1."""
+        mean = found.sum / found.count
+        std = (found.squares / found.count - mean.square()).clamp(min=0).sqrt()
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 0, std, 1))
+
+
+class Moments:
+    """Sums of values and of their squares, in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    @torch.no_grad()
+    def add(self, values: Tensor) -> None:
+        """Count every item and place of ``(N, n, *S)``."""
+        rows = values.double().movedim(1, -1).flatten(0, -2)
+        self.count += len(rows)
+        self.sum = self.sum + rows.sum(dim=0)
+        self.squares = self.squares + rows.square().sum(dim=0)
