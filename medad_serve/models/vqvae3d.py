@@ -242,7 +242,11 @@ CROP_FIRST = (
 )
 VERTEBRA_SIZE = (128, 128, 128)
 VERTEBRA_INPUT = InputSpec(size=VERTEBRA_SIZE, values=(0.0, 1.0), hint=CROP_FIRST)
-VERTEBRA_PREP = PrepSpec(size=VERTEBRA_SIZE, regions=Regions(size=VERTEBRA_SIZE, window=Window(center=400, width=1800)))
+VERTEBRA_PREP = PrepSpec(
+    window=Window(center=0.5, width=1, function="LINEAR_EXACT"),  # crops are on 0..1 already
+    size=VERTEBRA_SIZE,
+    regions=Regions(size=VERTEBRA_SIZE, window=Window(center=400, width=1800)),
+)
 TRIAL = {"hidden": (8, 16), "latent_dim": 16, "num_embeddings": 16, "residual_layers": 1, "smoothing": 3}
 
 
