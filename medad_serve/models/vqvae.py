@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -14,6 +14,7 @@ from medad_serve.errors import MedadError
 from medad_serve.models.base import AnomalyModel, Batch, Log, Shape, register
 from medad_serve.models.prior import CodePrior, fit_prior
 from medad_serve.models.quantizer import Quantized, Quantizer, Update
+from medad_serve.models.zscore import Moments, ZScore
 from medad_serve.spec import Frozen, InputSpec, PrepSpec
 
 Score = Literal["reconstruction", "alignment", "nll"]
@@ -110,8 +111,11 @@ class Vqvae(AnomalyModel):
     Three maps tell what is unusual: the squared reconstruction error; the alignment loss map (ALM), the mean
     squared difference between encoder output and code; and the negative log-likelihood of each code under the
     prior. The score is the mean of the z-scores of those chosen, by the mean and deviation that ``finish``
-    found on held-out normals (0 and 1 until then).
+    found on held-out normals. Until then those are 0 and 1, and the likelihood, under a prior that knows
+    nothing yet, counts only where it is the only one chosen.
     """
+
+    weights: Tensor
 
     outputs = (
         "score",
@@ -123,10 +127,6 @@ class Vqvae(AnomalyModel):
         "score_alignment",
         "score_nll",
     )
-    score_mean: Tensor
-    score_std: Tensor
-    map_mean: Tensor
-    map_std: Tensor
 
     def __init__(self, shape: Shape, settings: VqvaeSettings) -> None:
         super().__init__()
@@ -155,9 +155,10 @@ class Vqvae(AnomalyModel):
             layers=settings.prior_layers,
             dropout=settings.prior_dropout,
         ).requires_grad_(False)
-        for part in ("score", "map"):
-            self.register_buffer(f"{part}_mean", torch.zeros(len(SCORES)))
-            self.register_buffer(f"{part}_std", torch.ones(len(SCORES)))
+        known = tuple(name for name in settings.scores if name != "nll")
+        self.register_buffer("weights", _shares(known or settings.scores))
+        self.score_scale = ZScore(len(SCORES))
+        self.map_scale = ZScore(len(SCORES))
 
     def encode(self, x: Tensor) -> Quantized:
         """Quantise ``(N, C, H, W)`` to codes ``(N, h, w)``."""
@@ -189,13 +190,10 @@ class Vqvae(AnomalyModel):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return every output; ``alignment`` is the ALM ``(N, 1, H, W)``, ``score_nll`` in nats a code."""
         scores, maps, found, reconstruction = self._scored(x)
-        chosen = [SCORES.index(name) for name in self.settings.scores]
-        z_scores = ((scores - self.score_mean) / self.score_std)[:, chosen]
-        z_maps = ((maps - self.map_mean[:, None, None]) / self.map_std[:, None, None])[:, chosen]
         return {
-            "score": z_scores.mean(dim=1),
+            "score": (self.score_scale(scores) * self.weights).sum(dim=1),
             # Better than normal is not anomalous: the map ends at 0.
-            "heatmap": z_maps.mean(dim=1, keepdim=True).relu(),
+            "heatmap": (self.map_scale(maps) * self.weights[:, None, None]).sum(dim=1, keepdim=True).relu(),
             "reconstruction": reconstruction,
             "alignment": maps[:, 1:2],
             "codes": found.codes,
@@ -230,18 +228,17 @@ class Vqvae(AnomalyModel):
             patience=self.settings.prior_patience,
             log=log,
         )
+        scores, maps = Moments(), Moments()
         with torch.no_grad():
-            scores, maps = _Moments(), _Moments()
             for x in held_out:
                 raw, spread, *_ = self._scored(x)
                 scores.add(raw)
-                maps.add(spread.movedim(1, -1).flatten(0, -2))
-            for part, found in (("score", scores), ("map", maps)):
-                mean, std = found.result()
-                getattr(self, f"{part}_mean").copy_(mean)
-                getattr(self, f"{part}_std").copy_(std)
-        means = {f"{name}_mean": float(m) for name, m in zip(SCORES, self.score_mean, strict=True)}
-        log(means | {f"{name}_std": float(s) for name, s in zip(SCORES, self.score_std, strict=True)})
+                maps.add(spread)
+        self.score_scale.take(scores)
+        self.map_scale.take(maps)
+        self.weights.copy_(_shares(self.settings.scores))
+        means = {f"{name}_mean": float(m) for name, m in zip(SCORES, self.score_scale.mean, strict=True)}
+        log(means | {f"{name}_std": float(s) for name, s in zip(SCORES, self.score_scale.std, strict=True)})
 
     def _codes(self, images: Iterable[Tensor]) -> Tensor:
         """Return the codes ``(N, h, w)`` of all images on the CPU, in two bytes each."""
@@ -252,23 +249,9 @@ class Vqvae(AnomalyModel):
         return torch.cat(maps)
 
 
-class _Moments:
-    """Mean and standard deviation of the columns of many ``(M, n)``, summed in float64."""
-
-    def __init__(self) -> None:
-        self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
-
-    def add(self, values: Tensor) -> None:
-        values = values.double()
-        self.count += len(values)
-        self.sum = self.sum + values.sum(dim=0)
-        self.squares = self.squares + values.square().sum(dim=0)
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Return both; the deviation is 1 where there is none, as of a single item."""
-        mean = self.sum / self.count
-        std = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
-        return mean, torch.where(std > 0, std, 1)
+def _shares(chosen: Sequence[Score]) -> Tensor:
+    """Return the weight ``(3,)`` of each score in the mean of those chosen."""
+    return torch.tensor([(name in chosen) / len(chosen) for name in SCORES])
 
 
 @register(
@@ -278,7 +261,21 @@ class _Moments:
     # A training image costs 22 GFLOP at this size and four times that at 256: 15 s an epoch of 50 on two cores.
     prep=PrepSpec(size=(128, 128)),
     input=InputSpec(min_size=32),
-    quick=("prep.size=[64,64]",),
+    quick=(
+        "prep.size=[64,64]",
+        "settings.n_hiddens=64",
+        "settings.n_residual_hiddens=32",
+        "settings.n_residual_layers=2",
+        "settings.embedding_dim=64",
+        "settings.n_embeddings=64",
+        "settings.prior_layers=4",
+        "settings.prior_width=32",
+        "settings.prior_epochs=20",
+        "train.max_epochs=40",
+        "train.batch_size=16",
+        "train.learning_rate=1e-3",
+        "train.patience=10",
+    ),
     trial_size=(32, 32),
     trial_settings={
         "n_hiddens": 16,
