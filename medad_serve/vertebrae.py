@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 from medad_serve.errors import InputError, MedadError
 from medad_serve.files import write_whole
 from medad_serve.io import Pixels, decode
-from medad_serve.prep.regions import Region, Scheme, Structure, cut, find_structures
+from medad_serve.prep.regions import Affine, Region, Scheme, Structure, cut, find_structures
+from medad_serve.prep.window import FloatArray
 from medad_serve.spec import Frozen, Regions, Window, validated
 
 INDEX = "vertebrae.json"
@@ -86,36 +86,46 @@ def _read(path: Path) -> Pixels:
         raise MedadError(f"{path}: {error.message}", error.hint) from None
 
 
-def _labels(path: Path, scan: Pixels, ct: Path) -> NDArray[np.int32]:
-    """Read a mask and check that it lies on the grid of the scan."""
-    mask = _read(path)
-    if mask.affine is None or scan.affine is None:
-        raise MedadError(f"{path if scan.affine is not None else ct} has no affine", "Give NIfTI files that have one")
-    values = mask.array
-    if values.shape != scan.array.shape:
-        sizes = " and ".join("x".join(map(str, a.shape)) for a in (scan.array, values))
-        raise MedadError(f"{path} is not on the grid of {ct} ({sizes})", "Resample the mask to the scan")
-    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(values.shape) - 1)
-    apart = np.linalg.norm(corners @ (mask.affine - scan.affine)[:3, :3].T + (mask.affine - scan.affine)[:3, 3], axis=1)
-    if apart.max() > np.linalg.norm(scan.affine[:3, :3], axis=0).min() / 2:
+def _read_pair(ct: Path, mask: Path) -> tuple[FloatArray, NDArray[np.int32], Affine]:
+    """Read a scan and the labels on its grid, with the affine of both."""
+    scan, marked = _read(ct), _read(mask)
+    if scan.affine is None or marked.affine is None:
         raise MedadError(
-            f"{path} is not on the grid of {ct} (they lie up to {apart.max():.1f} mm apart)",
-            "Resample the mask to the scan",
+            f"{ct if scan.affine is None else mask} does not say where it lies (it has no affine)", "Give NIfTI files"
         )
-    if not np.isfinite(values).all() or (values != np.rint(values)).any():
-        raise MedadError(f"{path} holds no labels: not all values are whole numbers", "Give CT first, then its mask")
-    return values.astype(np.int32)
+    grids = f"{mask} is not on the grid of {ct}"
+    if marked.array.shape != scan.array.shape:
+        sizes = " and ".join("x".join(map(str, found.array.shape)) for found in (scan, marked))
+        raise MedadError(f"{grids}: they are {sizes}", "Resample the mask to the scan")
+    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(scan.array.shape) - 1)
+    difference = marked.affine - scan.affine
+    apart = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
+    if apart > np.linalg.norm(scan.affine[:3, :3], axis=0).min() / 2:
+        raise MedadError(f"{grids}: they lie {apart:.1f} mm apart", "Resample the mask to the scan")
+    if (marked.array != np.rint(marked.array)).any():
+        raise MedadError(f"{mask} holds no labels: values are not whole numbers", "Name the CT first, then its mask")
+    return scan.array, marked.array.astype(np.int32), scan.affine
 
 
-def _encoded(region: Region, kind: Format, path: Path) -> None:
+def _write(path: Path, region: Region, kind: Format) -> None:
     if kind == "nifti":
         from medad_serve.io.nifti import write_nifti
 
         write_nifti(path, region.volume, region.affine)
-        return
-    buffer = io.BytesIO()
-    np.save(buffer, region.volume)
-    path.write_bytes(buffer.getvalue())
+    else:
+        np.save(path, region.volume)
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """Yield a hidden folder within ``out``; what is left in it goes, and ``out`` too where it stayed empty."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=out, prefix=".crop-") as staged:
+            yield Path(staged)
+    finally:
+        with suppress(OSError):
+            out.rmdir()
 
 
 @contextmanager
@@ -174,33 +184,32 @@ def crop_scan(
     crops of this patient that are there already.
     """
     patient = _checked_patient(patient_of(ct) if patient is None else patient)
-    scan = _read(ct)
-    labels = _labels(mask, scan, ct)
-    assert scan.affine is not None
+    array, labels, affine = _read_pair(ct, mask)
     try:
-        found = find_structures(labels, scan.affine, spec, scheme)
+        found = find_structures(labels, affine, spec, scheme)
     except InputError as error:
         raise MedadError(f"{mask}: {error.message}", f"{error.hint}, or give --scheme") from None
-    left_out = tuple(s for s in found if s.fault)
-    if len(left_out) == len(found):
+    whole, left_out = [s for s in found if not s.fault], tuple(s for s in found if s.fault)
+    if not whole:
         why = "; ".join(f"{s.name} {s.fault}" for s in left_out) or "no vertebra is labelled"
         raise MedadError(f"{mask} marks no vertebra that can be cut ({why})", "Give a scan that holds one whole")
-    out.mkdir(parents=True, exist_ok=True)
     facts: dict[str, CropFacts] = {}
-    with tempfile.TemporaryDirectory(dir=out, prefix=".crop-") as staged:
-        for structure in found:
-            if structure.fault:
-                continue
-            region = cut(scan.array, scan.affine, structure, spec)
+    with _staging(out) as staged:
+        for structure in whole:
+            region = cut(array, affine, structure, spec)
             name = f"vol_{patient}_{region.name}{SUFFIX[kind]}"
-            _encoded(region, kind, Path(staged) / name)
-            facts[name] = CropFacts(
-                patient=patient,
-                level=region.name,
-                label=region.label,
-                spacing_mm=spec.spacing_mm,
-                window=spec.window,
-                affine=region.affine.tolist(),
-            )
-        _place(Path(staged), out, facts, patient, force)
+            _write(staged / name, region, kind)
+            facts[name] = _facts(patient, region, spec)
+        _place(staged, out, facts, patient, force)
     return Cropped(tuple(out / name for name in facts), left_out)
+
+
+def _facts(patient: str, region: Region, spec: Regions) -> CropFacts:
+    return CropFacts(
+        patient=patient,
+        level=region.name,
+        label=region.label,
+        spacing_mm=spec.spacing_mm,
+        window=spec.window,
+        affine=region.affine.tolist(),
+    )
