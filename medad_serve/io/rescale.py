@@ -55,7 +55,7 @@ def linear(stored: NDArray[Any], slope: float, intercept: float) -> Rescaled:
     values lie within, as of what was windowed before, else from the smallest to the largest; NaN stays.
 
     Raises:
-        InputError: 422, values that are infinite or beyond float32.
+        InputError: 422, values that are infinite, beyond float32, or made equal by the rescale.
     """
     whole = stored.dtype.kind in "biu"
     with np.errstate(all="ignore"):  # what overflows is refused below
@@ -77,7 +77,9 @@ def linear(stored: NDArray[Any], slope: float, intercept: float) -> Rescaled:
         return values, (0.0, 1.0)
     if max(abs(low), abs(high)) > float(np.finfo(np.float32).max):
         raise InputError(422, "the values reach beyond finite numbers", "Export it again with finite values")
-    return values, (low, high if high > low else low + 1.0)
+    if whole and not np.float32(high) > np.float32(low):
+        raise InputError(422, "the rescale of the file makes all values equal", "Export it again from its source")
+    return values, (low, high if high > low else low + max(1.0, abs(low)))
 
 
 def _per_frame(values: NDArray[Any], transforms: int) -> list[NDArray[Any]]:

@@ -41,6 +41,9 @@ def _check_size(pixels: Pixels, spec: InputSpec, prep: PrepSpec) -> None:
     found = "x".join(map(str, shape))
     if prep.is_volume and pixels.frames == 1:
         raise InputError(422, "the model reads volumes, this is a single image", "Send a volume: .npy, NIfTI or a ZIP")
+    if prep.is_volume and pixels.facts.uneven:
+        fault = f"the model reads volumes, the slices make none: {pixels.facts.uneven}"
+        raise InputError(422, fault, "Send every slice of one series, each once")
     if min(pixels.array.shape[1:3]) < spec.min_size:
         raise InputError(422, f"the image is {found} pixels", f"Send at least {spec.min_size}x{spec.min_size}")
     if spec.size and shape != spec.size and not by_region(pixels, prep):

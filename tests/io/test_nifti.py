@@ -198,6 +198,17 @@ def test_infinite_values_are_422(make_nifti: MakeNifti) -> None:
     assert refusal(make_nifti(volume("u1"), np.eye(4), scl_slope=3e38, scl_inter=0)).code == 422
 
 
+def test_intercept_that_swallows_all_values_is_422(make_nifti: MakeNifti) -> None:
+    error = refusal(make_nifti(volume(), np.eye(4), scl_slope=2, scl_inter=-1.4757e21))
+    assert (error.code, error.message) == (422, "the rescale of the file makes all values equal")
+
+
+def test_flat_floats_have_a_range_that_rises(make_nifti: MakeNifti) -> None:
+    for value in (7, -3e30):
+        low, high = decode(make_nifti(np.full(SIZES, value, np.float32), np.eye(4))).facts.stored_range
+        assert low == np.float32(value) < high
+
+
 def peak(data: bytes, limits: Limits) -> tuple[InputError, int]:
     refusal(data, limits)  # what is imported on the way does not count
     tracemalloc.start()
