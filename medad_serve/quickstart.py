@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -104,7 +103,7 @@ def _ask(run: Run, store: Path, name: str, say: Say) -> list[Sent]:
     """Serve the store on free ports, send every slice of the test patients over HTTP, stop the server."""
     test = run.split.patients("test")
     samples = [s for s in run.table().samples if s.patient in test]
-    server = Server(store, Ports(*_free_ports(3)))
+    server = Server(store, Ports.free())
     with ExitStack() as stack:
         server.start([name])
         stack.callback(server.stop)
@@ -112,15 +111,6 @@ def _ask(run: Run, store: Path, name: str, say: Say) -> list[Sent]:
         client = stack.enter_context(Client(server.url("inference"), key_file=server.key_file))
         answers = list(client.predict_many([s.path for s in samples], name, heatmap="png"))
     return [Sent(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, so that a server of the user's own is left alone."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _share(sent: list[Sent], label: int) -> float:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -52,6 +52,13 @@ class Ports:
     inference: int | None = None
     management: int | None = None
     metrics: int | None = None
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Return ports that nobody listens on, so that a server of the user's own is left alone."""
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+            return cls(*(each.getsockname()[1] for each in sockets))
 
 
 class Server:

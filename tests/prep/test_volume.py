@@ -56,7 +56,7 @@ def test_each_region_of_a_labelled_scan_is_an_item_whose_map_lands_on_it() -> No
     for label, (z, y, x) in {20: (28, 30, 30), 21: (10, 20, 40)}.items():
         block = np.s_[z - 4 : z + 4, y - 6 : y + 6, x - 6 : x + 6]
         array[block], labels[block] = 400, label
-    affine = np.diag([2.0, 1.0, 1.0, 1.0])
+    affine = np.array([[0, 0, -1.0, 0], [0, -1, 0, 0], [2, 0, 0, 0], [0, 0, 0, 1]])
     pixels = Pixels(array, "nifti", affine=affine, labels=labels)
     spec = PrepSpec(
         window=UNIT, size=(32, 32, 32), regions=Regions(size=(32, 32, 32), window=Window(center=300, width=1500))
