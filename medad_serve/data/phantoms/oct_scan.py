@@ -130,13 +130,14 @@ def _shadows(rng: np.random.Generator, tops: Surfaces, rows: Floats) -> Floats:
     inner = tops["inl"] - tops["nfl"]
     for _ in range(int(rng.integers(4, 12))):
         col, width = rng.uniform(0, WIDTH), rng.uniform(0.8, 2.2) if rng.random() < 0.7 else rng.uniform(2.5, 5)
-        across = np.exp(-(((columns - col) / width) ** 2))
-        depth = rows - (tops["nfl"] + 0.45 * inner)
+        near = np.abs(columns - col) < 4 * width
+        across = np.exp(-(((columns[near] - col) / width) ** 2))
+        depth = rows - (tops["nfl"] + 0.45 * inner)[near]
         strength = rng.uniform(0.08, 0.22) + 0.04 * width
-        left *= 1 - np.float32(strength) * across * opacity(depth, 8)
+        left[:, near] *= 1 - np.float32(strength) * across * opacity(depth, 8)
         # A vessel lies in the inner retina; where the fovea has none, nor does it show.
-        wall = np.clip(inner / 10, 0, 1) * np.exp(-((depth / (1.5 * width)) ** 2))
-        left *= 1 + np.float32(0.25) * across * wall
+        wall = np.clip(inner[near] / 10, 0, 1) * np.exp(-((depth / (1.5 * width)) ** 2))
+        left[:, near] *= 1 + np.float32(0.25) * across * wall
     return floats(left * (1 + 0.04 * wave(rng, WIDTH, 40)))
 
 

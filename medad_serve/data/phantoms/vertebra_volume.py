@@ -254,36 +254,55 @@ def _mirrored(rod: Rod) -> Rod:
     return rod._replace(start=(z0, y0, -x0), end=(z1, y1, -x1))
 
 
-def _surroundings(rng: np.random.Generator, patient: Patient, shape: Shape, pose: Pose, size: int) -> Floats:
-    """Return muscle, fat, vessels, organs and gas around the spine: a few cross-sections, faded into each other."""
-    sections = 6
-    across = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * np.float32(SIDE_MM / size)
-    y, x = across[:, None] - np.float32(pose.y), across[None, :] - np.float32(pose.x)
-    wall, half = shape.half_depth, shape.half_width
-    blobs: list[tuple[float, float, float, float, float]] = [  # middle y, x; half axes y, x; brightness
-        (-wall - 11, 9, 9, 9, patient.muscle + 0.01),  # aorta
-        (-wall - 10, -13, 8, 10, patient.muscle + 0.01),  # vena cava
-        (wall + 10, 0, 8.5, 0.5 * half, 0.325),  # thecal sac
+class _Blob(NamedTuple):
+    """An organ's cross-section: mm behind and left of the vertebral body's middle, half axes, brightness."""
+
+    y: float
+    x: float
+    high: float
+    wide: float
+    level: float
+
+
+def _organs(rng: np.random.Generator, patient: Patient, shape: Shape) -> list[_Blob]:
+    """Return what lies around a vertebra: vessels, muscles, dural sac, loops of bowel, in one in three some gas."""
+    wall, half, bulk, muscle = shape.half_depth, shape.half_width, patient.bulk, patient.muscle
+    blobs = [
+        _Blob(-wall - 11, 9, 9, 9, muscle + 0.01),  # aorta
+        _Blob(-wall - 10, -13, 8, 10, muscle + 0.01),  # vena cava
+        _Blob(wall + 10, 0, 8.5, 0.5 * half, 0.325),  # dural sac
     ]
     for side in (-1, 1):
         blobs += [
-            (2, side * (half + 15 * patient.bulk), 19 * patient.bulk, 15 * patient.bulk, patient.muscle),  # psoas
-            (wall + 34, side * 25, 25 * patient.bulk, 25 * patient.bulk, patient.muscle),  # erector spinae
-            (wall + 14, side * 54, 17, 24 * patient.bulk, patient.muscle),  # quadratus lumborum
+            _Blob(2, side * (half + 15 * bulk), 19 * bulk, 15 * bulk, muscle),  # psoas
+            _Blob(wall + 34, side * 25, 25 * bulk, 25 * bulk, muscle),  # erector spinae
+            _Blob(wall + 14, side * 54, 17, 24 * bulk, muscle),  # quadratus lumborum
         ]
-    blobs += [
-        (rng.uniform(-70, -wall - 24), rng.uniform(-55, 55), rng.uniform(8, 18), rng.uniform(8, 24), patient.muscle)
-        for _ in range(5)
-    ]
+    for _ in range(5):
+        place = rng.uniform(-70, -wall - 24), rng.uniform(-55, 55)
+        blobs.append(_Blob(*place, rng.uniform(8, 18), rng.uniform(8, 24), muscle))
     if rng.random() < 0.3:
-        blobs.append((rng.uniform(-42, -36), rng.uniform(-40, 40), rng.uniform(3, 8), rng.uniform(4, 12), 0.0))
-    drift = np.stack([wave(rng, sections, 3) for _ in range(2 * len(blobs))])
+        blobs.append(_Blob(rng.uniform(-42, -36), rng.uniform(-40, 40), rng.uniform(3, 8), rng.uniform(4, 12), 0.0))
+    return blobs
+
+
+def _surroundings(rng: np.random.Generator, patient: Patient, shape: Shape, pose: Pose, size: int) -> Floats:
+    """Return the soft tissue around the spine: a few cross-sections, faded into each other from below upward."""
+    sections = 6
+    across = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * np.float32(SIDE_MM / size)
     maps = np.full((sections, size, size), patient.fat, dtype=np.float32)
-    for number, (row, col, high, wide, level) in enumerate(blobs):
-        for section in range(sections):
-            moved = (y - row - 1.5 * drift[2 * number, section], x - col - 1.5 * drift[2 * number + 1, section])
-            inside = (1 - np.hypot(moved[0] / np.float32(high), moved[1] / np.float32(wide))) * min(high, wide)
-            maps[section] = over(maps[section], inside, np.float32(level), 3.0)
+    for blob in _organs(rng, patient, shape):
+        y = across - np.float32(pose.y + blob.y)
+        x = across - np.float32(pose.x + blob.x)
+        rows, columns = (np.flatnonzero(np.abs(a) < r + 8) for a, r in ((y, blob.high), (x, blob.wide)))
+        if not len(rows) or not len(columns):
+            continue
+        part = np.s_[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        drift = [1.5 * np.clip(wave(rng, sections, 3), -3, 3)[:, None, None] for _ in range(2)]
+        down = (y[rows][:, None] - drift[0]) / np.float32(blob.high)
+        left = (x[columns][None, :] - drift[1]) / np.float32(blob.wide)
+        inside = (1 - np.hypot(down, left)) * np.float32(min(blob.high, blob.wide))
+        maps[part] = over(maps[part], inside, np.float32(blob.level), 3.0)
     streaks = rng.standard_normal((size // 4, size // 4), dtype=np.float32)
     maps += np.float32(0.008) * cv2.resize(streaks, (size, size), interpolation=cv2.INTER_CUBIC)
     place = np.linspace(0, sections - 1, size)
@@ -293,7 +312,9 @@ def _surroundings(rng: np.random.Generator, patient: Patient, shape: Shape, pose
 
 def _noise(rng: np.random.Generator, sigma: float, size: int) -> Floats:
     """Return CT noise, a little correlated within a slice by the reconstruction."""
-    white = rng.standard_normal((size, size, size), dtype=np.float32)
+    noise = rng.standard_normal((size, size, size), dtype=np.float32)
     taps = np.array([0.18, 0.64, 0.18])
     gain = sigma / float((taps**2).sum())
-    return np.stack([floats(cv2.sepFilter2D(plane, -1, taps, taps * gain)) for plane in white])
+    for plane in noise:
+        cv2.sepFilter2D(plane, -1, taps, taps * gain, dst=plane)
+    return noise
