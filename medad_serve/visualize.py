@@ -32,7 +32,7 @@ REPORT = "report.html"
 PLACES = ("highest", "median", "lowest")
 TITLES = {"alignment": "alignment (ALM)"}
 """Of outputs whose name is not what readers call them."""
-FIGURES = ("auroc", "auprc", "sensitivity", "specificity", "precision", "recall", "f1", "accuracy")
+FIGURES = ("auroc", "auprc", "sensitivity", "specificity", "precision", "f1", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _rows(subject: Subject, scored: Scored, policy: str, picked: list[Picked]) -
         decision = decider.decide(float(scored.items.scores[each.index]), policy)
         truth = (subject.data.kinds[row] or "abnormal") if each.label else "normal"
         answer = "anomalous" if decision.anomalous else "normal"
-        text = f"{each.place}: {truth}\nscore {decision.score:.4g}\np = {decision.p_value:.3f}\n{answer}"
+        text = f"{each.place}: {truth}\nscore {decision.score:.4g}\np = {decision.p_value:.3f}\ncalled {answer}"
         wrong = decision.anomalous != bool(each.label)
         yield each, three_planes(text, panels, wrong=wrong) if item.ndim == 4 else [Row(text, panels, wrong)]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
@@ -19,8 +20,10 @@ COLUMNS = 3
 ROLES = ("train", "val", "held_out")
 """Who a logged figure was measured on: it stands before the figure's name, ``val/loss`` or ``prior_train_nll``."""
 AREAS = ("auroc", "auprc")
+FALLING = ("loss", "nll")
 LOG_SPAN = 20
-"""Positive curves that span more than this factor are drawn on a logarithmic scale."""
+"""Positive losses that span more than this factor are drawn on a logarithmic scale."""
+MAX_BINS = 40
 _MARKED = 12
 """Fewest points that are a line without markers."""
 
@@ -58,10 +61,16 @@ def _quantity(name: str) -> str:
 
 
 def _panels(columns: dict[str, list[float]]) -> dict[str, dict[str, list[float]]]:
-    """Group the columns that vary by what they measure; the loss comes first, the areas last."""
+    """Group the columns that vary by what they measure; the loss comes first, the areas last.
+
+    A column that repeats another is left out: the only term of a loss, patients of one slice each.
+    """
     panels: dict[str, dict[str, list[float]]] = {}
-    for name, values in columns.items():
-        if sum(math.isfinite(v) for v in values) > 1 or len(values) == 1:
+    seen: list[NDArray[np.float64]] = []
+    for name, values in sorted(columns.items(), key=lambda c: ("patient" in c[0], _quantity(c[0]) != "loss")):
+        repeats = any(np.array_equal(values, other, equal_nan=True) for other in seen)
+        if not repeats and (sum(math.isfinite(v) for v in values) > 1 or len(values) == 1):
+            seen.append(np.array(values))
             panels.setdefault(_quantity(name), {})[name] = values
     return dict(sorted(panels.items(), key=lambda p: (p[0] != "loss", "AU" in p[0], "loss" not in p[0], p[0])))
 
@@ -72,15 +81,17 @@ def plot_history(log: Path, path: Path) -> bool:
     panels = _panels(columns)
     if not panels:
         return False
-    lines = -(-len(panels) // COLUMNS)
-    with drawn(path, 9, 2.5 * lines) as figure:
-        axes = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
+    across = min(COLUMNS, len(panels))
+    lines = -(-len(panels) // across)
+    with drawn(path, 3 * across, 2.5 * lines) as figure:
+        axes = figure.subplots(lines, across, squeeze=False).ravel()
         for axis, (quantity, curves) in zip(axes, panels.items(), strict=False):
             for name, values in curves.items():
                 axis.plot(steps, values, label=name, marker="." if len(steps) < _MARKED else None)
             axis.set(title=quantity, xlabel="epoch")
             axis.legend()
-            _scale(axis, list(curves.values()))
+            if quantity.endswith(FALLING):
+                _scale(axis, list(curves.values()))
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
     return True
@@ -90,6 +101,7 @@ def _scale(axis: Axes, curves: list[list[float]]) -> None:
     known = [v for values in curves for v in values if math.isfinite(v)]
     if known and min(known) > 0 and max(known) > LOG_SPAN * min(known):
         axis.set_yscale("log")
+        axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def plot_scores(
@@ -124,12 +136,13 @@ def plot_scores(
         right.set(xlabel="recall", ylabel="precision")
         if cutoff is not None:
             _operating_point(middle, right, data, cutoff)
-        middle.legend(loc="lower right")
-        right.legend(loc="lower left")
+        for axis in (middle, right):
+            axis.legend(loc="best", frameon=True, framealpha=0.8, edgecolor="none")
 
 
 def _histogram(axis: Axes, data: HeldOut, cutoff: float | None, unit: str) -> None:
-    bins = np.histogram_bin_edges(data.scores, bins=40).tolist()
+    count = int(np.clip(2 * math.sqrt(len(data.scores)), 10, MAX_BINS))
+    bins = np.histogram_bin_edges(data.scores, bins=count).tolist()
     for label, name, color in ((0, "normal", NORMAL), (1, "abnormal", ABNORMAL)):
         scores = data.scores[data.labels == label]
         if len(scores):

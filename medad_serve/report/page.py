@@ -35,7 +35,8 @@ class Listing:
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
 h2{margin-top:2.2rem;border-bottom:1px solid #ddd;font-size:1.2rem}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left;
+table{border-collapse:collapse;margin:1rem 0;font-size:13px}
+td,th{padding:.3rem .6rem;vertical-align:top;border-bottom:1px solid #ddd;text-align:left;
 font-variant-numeric:tabular-nums}
 img{max-width:100%}figure{display:inline-block;margin:.4rem;width:14rem}figcaption{font-size:13px}.wrong{color:#b00}"""
 
