@@ -63,7 +63,7 @@ def test_info_lists_models_with_their_parameters() -> None:
         (["archive", "nowhere"], 1, "medad.json is missing"),
         (["predict", "x.dcm"], 2, "--model NAME or --artifact DIR"),
         (["predict", "x.dcm", "--artifact", "nowhere"], 1, "medad.json is missing"),
-        (["bench"], 2, "--io, --epoch"),
+        (["bench"], 2, "--io, --epoch, --latency or --step"),
         (["nothing"], 2, "No such command"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -135,3 +135,11 @@ def test_bench_prints_ratios_to_the_floor() -> None:
     found = json.loads(_run("bench", "--io", "--rounds", "3", "--json").stdout)
     assert set(found["io"]) == {"parse: dcmread", "floor: dcmread + pixel_array", "decode", "decode + prepare"}
     assert all(ms > 0 for ms in found["io"].values())
+
+
+def test_bench_compares_runtimes_and_measures_a_step() -> None:
+    found = json.loads(_run("bench", "--latency", "--step", "--model", "ae", "--rounds", "1", "--json").stdout)
+    assert set(found["latency of ae"]) == {"floor: eager", "onnx", "torchscript"}
+    assert found["step"]["ae"]["milliseconds"] > 0
+    # Adam keeps the weights four times: value, gradient and two moments.
+    assert found["step"]["ae"]["peak_gib"] > 4 * 4 * 4_487_248 / 2**30

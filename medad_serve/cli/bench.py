@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -16,29 +17,45 @@ from medad_serve.cli.console import out, table
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--io", "measure_io", is_flag=True, help="Decode + prepare beside bare pydicom.")
 @click.option("--epoch", is_flag=True, help="An epoch over the cache beside one over tensors in memory.")
-@click.option("--model", default="ae", show_default=True)
-@click.option("--rounds", type=click.IntRange(1), help="[default: 300 for --io, 5 for --epoch]")
+@click.option("--latency", is_flag=True, help="An answer by onnxruntime and TorchScript beside the eager model.")
+@click.option("--step", is_flag=True, help="Time and peak memory of a training step.")
+@click.option("--model", "models", multiple=True, help="Repeatable. [default: ae; every model for --latency]")
+@click.option("--batch", type=click.IntRange(1), help="[default: 1 for --latency, 2 for --step]")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto; of --latency and --step.")
+@click.option("--rounds", type=click.IntRange(1), help="[default: 300 for --io, 5 for --epoch and --latency]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
-    files: tuple[Path, ...], measure_io: bool, epoch: bool, model: str, rounds: int | None, as_json: bool
+    files: tuple[Path, ...],
+    measure_io: bool,
+    epoch: bool,
+    latency: bool,
+    step: bool,
+    models: tuple[str, ...],
+    batch: int | None,
+    device: str,
+    rounds: int | None,
+    as_json: bool,
 ) -> None:
-    """Time decoding, preparing and training data, in medians of interleaved runs.
+    """Time decoding, preparing, training data, answers and training steps, in medians of interleaved runs.
 
     --io reads FILES; without any, one 512x512 16-bit uncompressed phantom slice.
     """
-    from medad_serve.bench import Timings, bench_epoch, bench_io, slice_bytes
-    from medad_serve.models import family
+    from medad_serve.bench import Timings, bench_epoch, bench_io, bench_latency, bench_step, slice_bytes
+    from medad_serve.models import families, family
 
-    if not measure_io and not epoch:
-        raise click.UsageError("ask for --io, --epoch or both")
-    chosen = family(model)
+    if not (measure_io or epoch or latency or step):
+        raise click.UsageError("ask for --io, --epoch, --latency or --step")
+    chosen = [family(name) for name in models or ("ae",)]
     found: dict[str, Timings] = {}
     if measure_io:
-        found["io"] = bench_io([f.read_bytes() for f in files] or [slice_bytes()], chosen, rounds or 300)
+        found["io"] = bench_io([f.read_bytes() for f in files] or [slice_bytes()], chosen[0], rounds or 300)
     if epoch:
-        found["epoch"] = bench_epoch(chosen, rounds=rounds or 5)
+        found["epoch"] = bench_epoch(chosen[0], rounds=rounds or 5)
+    for each in (chosen if models else families().values()) if latency else ():
+        found[f"latency of {each.name}"] = bench_latency(each, batch=batch or 1, device=device, rounds=rounds or 5)
+    steps = {each.name: asdict(bench_step(each, batch=batch or 2, device=device)) for each in chosen if step}
     if as_json:
-        out.print(json.dumps(found, indent=1), markup=False)
+        out.print(json.dumps({**found, **({"step": steps} if step else {})}, indent=1), markup=False)
         return
     out.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", markup=False)
     for name, timings in found.items():
@@ -46,4 +63,9 @@ def bench(
         rows = table(name, "task", "median ms", "x floor")
         for task, ms in timings.items():
             rows.add_row(task, f"{ms:.3f}", f"{ms / floor:.2f}")
+        out.print(rows)
+    if steps:
+        rows = table(f"training step, batch {batch or 2}", "model", "median ms", "peak GiB")
+        for name, cost in steps.items():
+            rows.add_row(name, f"{cost['milliseconds']:.0f}", f"{cost['peak_gib']:.2f}")
         out.print(rows)
