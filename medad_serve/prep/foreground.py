@@ -44,7 +44,8 @@ def foreground_box(image: NDArray[np.float32], spec: Foreground) -> tuple[int, i
     scale = max(1, ceil(max(rows, columns) / WORKING_SIDE))
     small = cv2.resize(image, (ceil(columns / scale), ceil(rows / scale)), interpolation=cv2.INTER_AREA)
     mask = (small > spec.threshold).astype(np.uint8)
-    thick = cv2.morphologyEx(mask, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (THIN, THIN)))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (THIN, THIN))
+    thick = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, disc), np.uint8)
     found = _outline(thick) or _outline(mask)
     if found is None:
         return 0, 0, rows, columns
