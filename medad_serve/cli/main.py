@@ -14,6 +14,8 @@ from medad_serve.errors import MedadError
 COMMANDS = {
     "archive": ("serving", "archive"),
     "bench": ("bench", "bench"),
+    "crop-vertebrae": ("volumes", "crop_vertebrae"),
+    "errormaps": ("volumes", "errormaps"),
     "evaluate": ("training", "evaluate"),
     "export": ("training", "export"),
     "info": ("info", "info"),
@@ -22,7 +24,9 @@ COMMANDS = {
     "predict": ("serving", "predict"),
     "quickstart": ("quickstart", "quickstart"),
     "serve": ("serving", "serve"),
+    "sweep": ("sweep", "sweep"),
     "train": ("training", "train"),
+    "visualize": ("visualize", "visualize"),
 }
 """Module of this package and command in it: importing only the one called keeps ``predict`` free of torch."""
 
