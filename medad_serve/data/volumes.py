@@ -77,7 +77,7 @@ def _volumes(root: Path) -> tuple[dict[str, _Volume], int]:
     for path in _files(root):
         name = _NAME.fullmatch(path.name)
         if name is None:
-            others += path.name not in (LABELS, FOLDS, TEST)
+            others += path.suffix not in (".csv", ".txt", ".json")
             continue
         stem = name[1]
         if stem in found:
