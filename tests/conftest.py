@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the user's cache out of the tests."""
     patch = pytest.MonkeyPatch()
     patch.setenv("MEDAD_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """``real_data(folder)``: where real images lie ($MEDAD_TEST_DATA, else beside the repository), or skip."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+    def find(folder: str) -> Path:
+        path = Path(os.environ.get("MEDAD_TEST_DATA", beside)) / folder
+        if not path.is_dir():
+            pytest.skip(f"real images {folder} are not there: name their folder in MEDAD_TEST_DATA")
+        return path
+
+    return find
 
 
 def head_slice(seed: int, *, bleeding: bool = False, size: int = 128) -> np.ndarray:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -146,17 +145,3 @@ def make_nifti() -> Callable[..., bytes]:
         return header.binaryblock + data[len(header.binaryblock) :]
 
     return make
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Callable[[str], Path]:
-    """``real_data(folder)``: where real images lie ($MEDAD_TEST_DATA, else beside the repository), or skip."""
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-    def find(folder: str) -> Path:
-        path = Path(os.environ.get("MEDAD_TEST_DATA", beside)) / folder
-        if not path.is_dir():
-            pytest.skip(f"real images {folder} are not there: name their folder in MEDAD_TEST_DATA")
-        return path
-
-    return find
