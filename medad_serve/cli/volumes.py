@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from medad_serve.cli.console import decoding, say
 from medad_serve.cli.console import out as console
-from medad_serve.cli.console import say
 
 
 @click.command("crop-vertebrae")
@@ -42,3 +42,20 @@ def crop_vertebrae(
         say(f"left out: {structure.name} {structure.fault}")
     for path in cropped.files:
         console.print(str(path), markup=False)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--data", help="Layout and folder, e.g. volumes:DIR [default: the data of the run].")
+def errormaps(run: Path, out: Path, data: str | None) -> None:
+    """Write what the model of RUN could not reconstruct of every case, as NIfTI, into the folder OUT.
+
+    Each map is the squared reconstruction error on the grid of its source. OUT/errormaps.csv lists them.
+    """
+    from medad_serve.errormaps import write_errormaps
+
+    written = write_errormaps(run, out, data=data, progress=decoding)
+    for note in written.notes:
+        say(note)
+    console.print(f"{out}: {len(written.files)} error maps", markup=False)
