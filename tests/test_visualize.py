@@ -14,6 +14,8 @@ from medad_serve.calibration import HeldOut, calibrate
 from medad_serve.data import Prepared
 from medad_serve.errors import MedadError
 from medad_serve.evaluation import Scored, Subject, score
+from medad_serve.export.graph import EagerRuntime
+from medad_serve.models import Family, families
 from medad_serve.report import Row
 from medad_serve.spec import PrepSpec
 from medad_serve.training.run import open_run
@@ -194,3 +196,15 @@ def test_a_policy_that_was_not_calibrated_is_refused_before_anything_is_written(
     with pytest.raises(MedadError, match="was not calibrated"):
         visualize(run_path, policy="specificity=0.5", out=tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("chosen", families().values(), ids=lambda f: f.name)
+def test_every_registered_model_has_its_maps_shown(chosen: Family) -> None:
+    model = chosen.trial().build()
+    item = np.random.default_rng(0).random(chosen.trial().shape(chosen.trial().prep)).astype(np.float32)
+    outputs = EagerRuntime(model).run(item[None], model.outputs)
+    found = maps_of(item, {name: values[0] for name, values in outputs.items()})
+    assert next(iter(found)) == "input"
+    assert list(found)[-1] == "heatmap"
+    assert ("residual" in found) == ("reconstruction" in model.outputs)
+    assert all(values.shape == item.shape[1:] for values in found.values())

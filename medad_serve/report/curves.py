@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
@@ -87,8 +87,10 @@ def plot_history(log: Path, path: Path) -> bool:
         axes = figure.subplots(lines, across, squeeze=False).ravel()
         for axis, (quantity, curves) in zip(axes, panels.items(), strict=False):
             for name, values in curves.items():
-                axis.plot(steps, values, label=name, marker="." if len(steps) < _MARKED else None)
+                style = "--" if "patient" in name else "-"
+                axis.plot(steps, values, style, label=name, marker="." if len(steps) < _MARKED else None)
             axis.set(title=quantity, xlabel="epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend()
             if quantity.endswith(FALLING):
                 _scale(axis, list(curves.values()))
@@ -137,7 +139,7 @@ def plot_scores(
         if cutoff is not None:
             _operating_point(middle, right, data, cutoff)
         for axis in (middle, right):
-            axis.legend(loc="best", frameon=True, framealpha=0.8, edgecolor="none")
+            axis.legend()
 
 
 def _histogram(axis: Axes, data: HeldOut, cutoff: float | None, unit: str) -> None:
@@ -150,6 +152,7 @@ def _histogram(axis: Axes, data: HeldOut, cutoff: float | None, unit: str) -> No
     if cutoff is not None:
         axis.axvline(cutoff, color="black", linestyle="--", linewidth=1, label="cutoff")
     axis.set(title=f"scores by {unit}", xlabel="score", ylabel=f"{unit}s")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend()
 
 

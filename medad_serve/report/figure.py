@@ -22,7 +22,8 @@ _STYLE: dict[Any, Any] = {
     "axes.titlesize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "legend.frameon": False,
+    "legend.framealpha": 0.8,
+    "legend.edgecolor": "none",
     "legend.fontsize": 7,
     "lines.linewidth": 1.2,
 }

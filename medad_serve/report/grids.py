@@ -49,10 +49,11 @@ def three_planes(label: str, panels: Mapping[str, Array], by: str = "heatmap", w
     # A map whose maximum is no finding (all zero) has it in the corner; the middle shows more.
     if not np.ptp(panels[by]):
         d, h, w = (size // 2 for size in panels[by].shape)
+    # Copies: a view would keep the whole volume.
     return [
-        Row(f"{label}\nslice {d}", {name: a[d] for name, a in panels.items()}, wrong, (h, w)),
-        Row(f"row {h}", {name: a[::-1, h] for name, a in panels.items()}, wrong, (depth - 1 - d, w)),
-        Row(f"column {w}", {name: a[::-1, :, w] for name, a in panels.items()}, wrong, (depth - 1 - d, h)),
+        Row(f"{label}\nslice {d}", {n: a[d].copy() for n, a in panels.items()}, wrong, (h, w)),
+        Row(f"row {h}", {n: a[::-1, h].copy() for n, a in panels.items()}, wrong, (depth - 1 - d, w)),
+        Row(f"column {w}", {n: a[::-1, :, w].copy() for n, a in panels.items()}, wrong, (depth - 1 - d, h)),
     ]
 
 
