@@ -57,6 +57,7 @@ def _wandb(config: RunConfig, path: Path) -> Logger:
         save_code=False,
         x_disable_meta=True,
         x_disable_machine_info=True,
+        host="local",
         silent=True,
     )
     return WandbLogger(
