@@ -31,7 +31,8 @@ def export_onnx(model: AnomalyModel, shape: Shape, path: Path) -> None:
 
     Weights lie inside the file (an ONNX file of at most 2 GiB); raises MedadError naming what cannot be exported.
     """
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -20,11 +20,14 @@ RELATIVE_TOLERANCE = 1e-4
 def relative_difference(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
     """Return the largest difference relative to the largest magnitude of the same item.
 
-    Per item and not per element: a squared error of nearly zero has no meaningful relative error of its own.
+    Per item and not per element: a squared error of nearly zero has no meaningful relative error of its own. Nor
+    has a single value that may be zero, such as a z-score: those are held against the median item at least.
     """
     items = len(expected)
     difference = np.abs(found.astype(np.float64) - expected).reshape(items, -1).max(axis=1)
     magnitude = np.abs(expected.astype(np.float64)).reshape(items, -1).max(axis=1)
+    if expected.ndim == 1:
+        magnitude = np.maximum(magnitude, np.median(magnitude))
     return float(np.max(difference / np.maximum(magnitude, np.finfo(np.float32).tiny)))
 
 

@@ -89,6 +89,12 @@ def test_relative_difference_is_per_item() -> None:
     assert relative_difference(found, expected) == pytest.approx(0.01)
 
 
+def test_a_single_value_near_zero_is_held_against_the_median_item() -> None:
+    expected = np.array([1e-6, -1.0, 2.0, 4.0], np.float32)
+    found = expected + np.array([3e-5, 0, 0, 0], np.float32)
+    assert relative_difference(found, expected) == pytest.approx(2e-5, rel=1e-2)
+
+
 def test_calibration_is_over_the_exported_file(bundle: Bundle, artifact: Path) -> None:
     manifest = load_manifest(artifact)
     for kind in ("onnx", "torchscript"):
