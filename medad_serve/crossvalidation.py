@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medad_serve.calibration import HeldOut
 from medad_serve.data import Prepared
+from medad_serve.evaluation import BASELINES
 from medad_serve.export.graph import EagerRuntime
 from medad_serve.files import write_whole
 from medad_serve.metrics import auroc, summarise
@@ -26,12 +27,12 @@ def _test_scores(run: Run, data: Prepared) -> tuple[Values, NDArray[np.int64]]:
     """Score the test rows of one fold, by the model and by trivial measures; return the rows beside them."""
     rows = data.rows(run.split.patients("test"))
     chosen = Selection(data.tensor, rows)
-    found: dict[str, list[NDArray[np.floating]]] = {"score": [], "mean": [], "p99": []}
+    found: dict[str, list[NDArray[np.floating]]] = {name: [] for name in ("score", *BASELINES)}
     for part, outputs in batches(EagerRuntime(run.trained()), chosen, ["score"]):
         flat = chosen[part].reshape(len(outputs["score"]), -1)
         found["score"].append(outputs["score"])
-        found["mean"].append(flat.mean(axis=1))
-        found["p99"].append(np.percentile(flat, 99, axis=1))
+        for name, baseline in BASELINES.items():
+            found[name].append(baseline(flat))
     return {name: np.concatenate(parts).astype(np.float64) for name, parts in found.items()}, rows
 
 
