@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
+from medad_serve.data import Prepared
 from medad_serve.data.cache import Progress
 from medad_serve.errors import MedadError
 from medad_serve.models import families
@@ -44,6 +45,10 @@ RUN, ERROR, RETRY_OF, KILLED, PRUNED = "run", "error", "retry_of", "killed", "pr
 
 class _FailedTrial(Exception):
     """Ends a trial, not the sweep."""
+
+
+class _UnusableData(MedadError):
+    """Ends the sweep: no trial can read this data. The trial is taken up once it is mended."""
 
 
 @dataclass(frozen=True)
@@ -281,12 +286,14 @@ class Sweep:
         say(f"trial {trial.number}: {', '.join(f'{k}={v}' for k, v in values.items())}")
         watch = Watch(trial, self.plan.metric)
         try:
-            run = self._run(trial, values)
-            data = run.prepared(progress)
+            config = self.plan.config(values)
+            run, data = self._begin(trial, config, progress)
             if data.faults:
                 say(f"  {len(data.faults)} files left out, e.g. {data.faults[0]}")
             fit(run, data, lambda text: say(f"  {text}"), callbacks=[watch], folds=False)
             value = objective_value(run, self.plan.metric)
+        except _UnusableData:
+            raise
         except (MedadError, torch.OutOfMemoryError) as error:
             if watch.stopped:
                 raise MedadError("the sweep was stopped", "Call it again to go on") from None
@@ -300,14 +307,20 @@ class Sweep:
             raise optuna.TrialPruned
         return value
 
-    def _run(self, trial: optuna.Trial, values: dict[str, Any]) -> Run:
-        """Return the run of a trial: a new one, or that of the killed trial that it takes up."""
+    def _begin(self, trial: optuna.Trial, config: RunConfig, progress: Progress | None) -> tuple[Run, Prepared]:
+        """Return the run of a trial, a new one or that of the killed trial that it takes up, and its data."""
         begun = trial.user_attrs.get(RUN)
-        if begun and is_run(self.folder / begun):
-            return open_run(self.folder / begun)
-        run = create_run(self.plan.config(values), self.folder)
-        trial.set_user_attr(RUN, run.path.relative_to(self.folder).as_posix())
-        return run
+        try:
+            if begun and is_run(self.folder / begun):
+                run = open_run(self.folder / begun)
+            else:
+                run = create_run(config, self.folder)
+                trial.set_user_attr(RUN, run.path.relative_to(self.folder).as_posix())
+            return run, run.prepared(progress)
+        except MedadError as error:
+            if any(d.key.startswith("prep.") for d in self.plan.space.dimensions):
+                raise  # another preparation may do
+            raise _UnusableData(error.message, error.hint) from None
 
 
 @contextmanager

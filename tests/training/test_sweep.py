@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,6 +203,18 @@ def test_failed_trials_do_not_end_a_sweep_that_works(
     seeds = space("train.learning_rate: [1e-2]\nseed: [0, 1, 2, 3]")
     with pytest.raises(MedadError, match="3 trials failed and none succeeded: this rate is not liked"):
         _go_on(_plan(cq500, seeds, method="grid"), tmp_path, name="hopeless")
+
+
+def test_data_that_no_trial_can_read_costs_no_point_of_the_grid(cq500: Path, tmp_path: Path, space, trained) -> None:
+    data = Path(shutil.copytree(cq500, tmp_path / "data"))
+    grid = space("train.learning_rate: [1e-4, 1e-3]")
+    plan = make_plan("ae", grid, data=f"cq500:{data}", overrides=SMALL, method="grid")
+    (data / "reads.csv").rename(data / "away")
+    with pytest.raises(MedadError, match=r"reads\.csv cannot be read"):
+        _go_on(plan, tmp_path)
+    (data / "away").rename(data / "reads.csv")
+    _go_on(plan, tmp_path)
+    assert sorted(trained) == [1e-4, 1e-3]
 
 
 def test_nothing_is_written_for_a_setting_that_is_wrong(cq500: Path, tmp_path: Path, space) -> None:
