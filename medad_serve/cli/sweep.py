@@ -54,7 +54,8 @@ def sweep(recipe: str, overrides: tuple[str, ...], runs: Path, study: str | None
     Each trial is a run in RUNS/STUDY, beside study.db, trials.csv and plots. Called again, it goes on where it
     was stopped or killed; with more --trials, it adds to those there are.
     """
-    from medad_serve.training.sweep import Sweep, make_plan
+    from medad_serve.training.sweep import Sweep
+    from medad_serve.training.sweep_plan import make_plan
     from medad_serve.training.sweep_report import best_trial
 
     plan = make_plan(recipe, options.pop("space"), overrides=overrides, **options)

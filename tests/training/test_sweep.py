@@ -19,8 +19,10 @@ from optuna.trial import TrialState
 from medad_serve.cli.sweep import sweep as command
 from medad_serve.errors import MedadError
 from medad_serve.training import sweep as sweep_module
+from medad_serve.training import sweep_plan
 from medad_serve.training.run import open_run
-from medad_serve.training.sweep import Sweep, make_plan, objective_value
+from medad_serve.training.sweep import Sweep, objective_value
+from medad_serve.training.sweep_plan import make_plan
 
 SMALL = ("settings.hidden_dim=16", "calibration.policy=specificity=0.8", "calibration.method=out_of_fold")
 RATES = "train.learning_rate: {low: 1.0e-5, high: 1.0e-1, log: true}\n"
@@ -130,7 +132,7 @@ def test_a_grid_visits_each_point_once_even_when_it_is_stopped(
 
 
 def test_a_bad_trial_is_pruned_in_training(cq500: Path, tmp_path: Path, space, monkeypatch) -> None:
-    monkeypatch.setattr(sweep_module, "STARTUP_TRIALS", 1)
+    monkeypatch.setattr(sweep_plan, "STARTUP_TRIALS", 1)
     sweep = Sweep(_plan(cq500, space(), "train.max_epochs=10", trials=2), tmp_path)
     with sweep.opened() as study:
         for rate in (1e-2, 1.1e-5):
