@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medad_serve.models.base import AnomalyModel, Batch, Shape, register
-from medad_serve.models.vqvae3d import SCORES, TRIAL, VERTEBRA_INPUT, VERTEBRA_PREP, Vqvae3d, Vqvae3dSettings
+from medad_serve.models.vqvae3d import QUICK, SCORES, TRIAL, VERTEBRA_INPUT, VERTEBRA_PREP, Vqvae3d, Vqvae3dSettings
 from medad_serve.spec import Frozen
 
 GROWTH = 8
@@ -127,6 +127,14 @@ def _adopt(settings: dict[str, Any]) -> dict[str, Any]:
     phantom="vertebrae",
     prep=VERTEBRA_PREP,
     input=VERTEBRA_INPUT,
+    quick=(
+        "prep.size=[32,32,32]",
+        "settings.layers=[2,2]",
+        "settings.reconstruction.hidden=[16,32]",
+        "settings.reconstruction.latent_dim=32",
+        "settings.reconstruction.num_embeddings=64",
+        *QUICK,
+    ),
     trial_size=(16, 16, 16),
     trial_settings={"reconstruction": TRIAL, "layers": (1, 1), "dropout": 0.0},
     adopt=_adopt,

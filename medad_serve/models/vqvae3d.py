@@ -43,8 +43,8 @@ class Vqvae3dSettings(Frozen):
     revive_after: int = Field(50, ge=0)
     """Training batches after which an unused code is seeded anew; 0: never."""
     checkpointing: bool = True
-    """Compute activations anew in the backward pass instead of keeping them: less memory, a third more time."""
-    scores: tuple[Score, ...] = ("reconstruction",)
+    """Compute activations anew in the backward pass instead of keeping them: less memory, a tenth more time."""
+    scores: tuple[Score, ...] = SCORES
     """Whose z-scores make up the score and the heatmap."""
     smoothing: int = Field(5, ge=1)
     """Voxels (odd) of the box over which the squared error is averaged."""
@@ -247,6 +247,7 @@ VERTEBRA_PREP = PrepSpec(
     size=VERTEBRA_SIZE,
     regions=Regions(size=VERTEBRA_SIZE, window=Window(center=400, width=1800)),
 )
+QUICK = ("train.max_epochs=30", "train.batch_size=4", "train.optimizer=adamw", "train.learning_rate=1e-3")
 TRIAL = {"hidden": (8, 16), "latent_dim": 16, "num_embeddings": 16, "residual_layers": 1, "smoothing": 3}
 
 
@@ -256,6 +257,14 @@ TRIAL = {"hidden": (8, 16), "latent_dim": 16, "num_embeddings": 16, "residual_la
     phantom="vertebrae",
     prep=VERTEBRA_PREP,
     input=VERTEBRA_INPUT,
+    quick=(
+        "prep.size=[32,32,32]",
+        "settings.hidden=[16,32]",
+        "settings.latent_dim=32",
+        "settings.num_embeddings=64",
+        "settings.checkpointing=false",
+        *QUICK,
+    ),
     trial_size=(16, 16, 16),
     trial_settings=TRIAL,
 )

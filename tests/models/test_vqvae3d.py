@@ -46,7 +46,7 @@ def test_the_sources_settings_are_the_default() -> None:
 
 @torch.no_grad()
 def test_score_is_the_mean_of_the_highest_smoothed_errors() -> None:
-    model, x = _settled(score_share=0.05, smoothing=3), _volumes(2)
+    model, x = _settled(scores=("reconstruction",), score_share=0.05, smoothing=3), _volumes(2)
     found = model(x)
     error = ((x - found["reconstruction"]) ** 2).double().numpy()[:, 0]
     weights = ndimage.uniform_filter(np.ones(SIZE), 3, mode="constant")
