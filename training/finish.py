@@ -15,20 +15,30 @@ from torch import Tensor
 from medad_serve.data import Prepared
 from medad_serve.files import whole_directory, write_whole
 from medad_serve.models import AnomalyModel
+from medad_serve.training.augment import Augment
 from medad_serve.training.run import BEST, FINISH, LATENT, Run
 
 CODES = "codes"
 
 
 class Normals:
-    """Batches of healthy rows on a device, as often as asked for."""
+    """Batches of healthy rows on a device, as often as asked for; where they vary, another variant each time."""
 
-    def __init__(self, data: Prepared, rows: NDArray[np.int64], batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        data: Prepared,
+        rows: NDArray[np.int64],
+        batch_size: int,
+        device: torch.device,
+        augment: Augment | None = None,
+    ) -> None:
         self.data, self.rows, self.batch_size, self.device = data, rows[data.labels[rows] == 0], batch_size, device
+        self.augment = augment
 
     def __iter__(self) -> Iterator[Tensor]:
         for start in range(0, len(self.rows), self.batch_size):
-            yield torch.from_numpy(self.data.tensor[self.rows[start : start + self.batch_size]]).to(self.device)
+            x = torch.from_numpy(self.data.tensor[self.rows[start : start + self.batch_size]]).to(self.device)
+            yield self.augment.items(x) if self.augment else x
 
 
 def finish_model(model: AnomalyModel, folder: Path, train: Normals, held_out: Normals) -> None:

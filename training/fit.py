@@ -222,7 +222,8 @@ def _train(job: Job, say: Say, more: Sequence[Callback], loggers: list[Logger] |
     trainer.save_checkpoint(last)
     if steps is not None:
         trainer.save_checkpoint(folder / BEST, weights_only=True)
-    train, held_out = (Normals(job.data, rows, settings.batch_size, device) for rows in (job.train, job.validation))
+    train = Normals(job.data, job.train, settings.batch_size, device, job.augment())
+    held_out = Normals(job.data, job.validation, settings.batch_size, device)
     finish_model(task.model, folder, train, held_out)
     write_whole(folder / DONE, f"{trainer.current_epoch} epochs\n")
 

@@ -54,9 +54,10 @@ class AnomalyModel(nn.Module, ABC):
     def finish(self, train: Iterable[Tensor], held_out: Iterable[Tensor], log: Log) -> None:
         """Fit what scoring needs once the best weights are found (a prior, the scale of each score).
 
-        ``train`` and ``held_out`` yield ``(N, C, *S)`` of normals on the model's device, as often as iterated;
-        held-out normals chose the checkpoint and trained nothing. ``log`` keeps a row of figures. What is
-        found belongs into parameters or buffers: they are saved with the weights. By default nothing is done.
+        ``train`` and ``held_out`` yield ``(N, C, *S)`` of normals on the model's device, as often as iterated,
+        ``train`` augmented as in training; held-out normals chose the checkpoint and trained nothing. ``log``
+        keeps a row of figures. What is found belongs into parameters or buffers: they are saved with the weights.
+        By default nothing is done.
         """
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
@@ -101,7 +102,6 @@ class Family:
         """Build the module for a preparation, with ``settings`` over the defaults."""
         checked = validated(self.settings, settings or {}, f"settings of model {self.name}")
         return self.builder(self.shape(prep or self.prep), checked)
-
 
     def trial(self) -> Family:
         """Return the same model at the size in which the conformance suite tries it."""

@@ -46,6 +46,8 @@ class VqvaeSettings(Frozen):
     prior_dropout: float = Field(0.1, ge=0, lt=1)
     prior_epochs: int = Field(100, ge=1)
     prior_patience: int = Field(5, ge=1)
+    prior_passes: int = Field(1, ge=1)
+    """Times the training images are read for codes: above 1 where train.augment varies them."""
     prior_learning_rate: float = Field(1e-3, gt=0)
     scores: tuple[Score, ...] = SCORES
     """Whose z-scores make up the score and the heatmap."""
@@ -221,7 +223,7 @@ class Vqvae(AnomalyModel):
         """Train the prior on the codes of normals, then find mean and deviation of each score and map."""
         fit_prior(
             self.prior,
-            self._codes(train),
+            self._codes(x for _ in range(self.settings.prior_passes) for x in train),
             self._codes(held_out),
             epochs=self.settings.prior_epochs,
             learning_rate=self.settings.prior_learning_rate,

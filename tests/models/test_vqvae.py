@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,19 @@ def test_one_held_out_image_leaves_scores_finite() -> None:
     model = _model()
     model.finish([_images(4, 0)], [_images(1, 1)], lambda _: None)
     assert torch.isfinite(model(_images(2, 2))["score"]).all()
+
+
+def test_the_prior_learns_from_as_many_variants_as_asked_for() -> None:
+    class Varied:
+        read = 0
+
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            self.read += 1
+            yield _images(4, self.read)
+
+    varied = Varied()
+    _model(prior_passes=3).finish(varied, [_images(4, 0)], lambda _: None)
+    assert varied.read == 3
 
 
 def test_the_prior_learns_in_finish_alone() -> None:
