@@ -44,6 +44,12 @@ def _strips(source: int, target: int) -> Iterator[tuple[slice, slice]]:
         yield slice(index * rows, (index + 1) * rows), slice(index * out, (index + 1) * out)
 
 
+def _resized(shown: FloatArray, height: int, width: int) -> FloatArray:
+    """Resize a frame; area weights that do not sum to 1 exactly leave the scale 0..1 by a rounding."""
+    small = resize(shown, height, width)
+    return np.clip(small, np.float32(0), np.float32(1), out=small)
+
+
 def _frame(pixels: Pixels, index: int, spec: PrepSpec, out: FloatArray) -> Plane:
     """Fill ``out`` (H, W) with one frame."""
     height, width = spec.size
@@ -51,7 +57,7 @@ def _frame(pixels: Pixels, index: int, spec: PrepSpec, out: FloatArray) -> Plane
     if spec.foreground is None and spec.normalize is None:
         for part, place in _strips(rows, height):
             shown = display(pixels.part(index, part), spec.window)[0]
-            out[place] = resize(shown, place.stop - place.start, width)
+            out[place] = _resized(shown, place.stop - place.start, width)
         return Plane((rows, columns))
     shown, box = display(pixels.part(index), spec.window)[0], None
     if spec.foreground is not None:
@@ -62,7 +68,7 @@ def _frame(pixels: Pixels, index: int, spec: PrepSpec, out: FloatArray) -> Plane
         shown = np.ascontiguousarray(shown[top : top + high, left : left + wide])
     if spec.normalize is not None:
         shown = normalized(shown, spec.normalize)
-    out[:] = resize(shown, height, width)
+    out[:] = _resized(shown, height, width)
     return Plane((rows, columns), box)
 
 
