@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from medad_serve.data import Prepared, Split, Table, inherit_split, load_prepared, read_table, split_patients
+from medad_serve.data import Given, Prepared, Split, Table, inherit_split, load_prepared, read_table, split_patients
 from medad_serve.data.cache import Progress
 from medad_serve.errors import MedadError
 from medad_serve.files import write_whole
@@ -154,7 +154,7 @@ def _draw(config: RunConfig, table: Table, labels: dict[str, int]) -> Split:
         config.split,
         method=config.calibration.method,
         policy=config.calibration.policy,
-        given=table.given_roles(),
+        given=Given(table.given_roles(), table.given_folds()),
         supervised=supervised,
     )
 

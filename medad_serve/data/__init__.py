@@ -5,12 +5,13 @@ from pkgutil import iter_modules
 
 from medad_serve.data.cache import Prepared, load_prepared
 from medad_serve.data.samples import Sample, Table, read_table
-from medad_serve.data.splits import Split, SplitSettings, inherit_split, split_patients
+from medad_serve.data.splits import Given, Split, SplitSettings, inherit_split, split_patients
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
+    "Given",
     "Prepared",
     "Sample",
     "Split",

@@ -23,6 +23,8 @@ class Sample:
     """Class within the label, e.g. ``CNV``; metrics are also reported by it."""
     role: Role | None = None
     """Where the data set itself says who trains and who tests: ``train`` is the pool that a run divides."""
+    fold: int | None = None
+    """Where the data set itself numbers its folds, from 1."""
     mask: Path | None = None
     """Image or volume whose non-zero pixels are abnormal."""
     severity: float | None = None
@@ -57,6 +59,10 @@ class Table:
                     "Give each patient one place",
                 )
         return roles
+
+    def given_folds(self) -> dict[str, int]:
+        """Return the fold of every patient for whom the data set states one."""
+        return {s.patient: s.fold for s in self.samples if s.fold is not None}
 
     def where(self, patients: set[str]) -> Table:
         """Return the samples of some patients."""

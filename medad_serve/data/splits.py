@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 import numpy as np
@@ -77,24 +78,34 @@ def _merge(*parts: Shares) -> Shares:
     return out
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a data set itself says of its patients."""
+
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    folds: Mapping[str, int] = field(default_factory=dict)
+
+
 class _Drawing:
     """Gives the patients of one kind (healthy or diseased) their roles."""
 
-    def __init__(self, patients: Patients, given: Mapping[str, Role], settings: SplitSettings, tested: bool) -> None:
+    def __init__(self, patients: Patients, given: Given, settings: SplitSettings) -> None:
         self.settings = settings
-        self.tested = tested
+        self.tested = "test" in given.roles.values()
+        self.folds = given.folds
         self.fixed: Shares = {}
         for patient in patients:
-            role = given.get(patient, "train")
+            role = given.roles.get(patient, "train")
             if role != "train":
                 self.fixed.setdefault(role, []).append(patient)
-        self.pool = [p for p in patients if given.get(p, "train") == "train"]
+        self.pool = [p for p in patients if given.roles.get(p, "train") == "train"]
 
     def _fold(self) -> tuple[Shares, Patients]:
         """Set the asked-for fold aside."""
         if self.settings.fold is None:
             return {}, self.pool
-        aside = self.pool[self.settings.fold - 1 :: self.settings.folds]
+        numbers = {**{p: 1 + i % self.settings.folds for i, p in enumerate(self.pool)}, **self.folds}
+        aside = [p for p in self.pool if numbers[p] == self.settings.fold]
         left = [p for p in self.pool if p not in set(aside)]
         return {"validation" if self.tested else "test": aside}, left
 
@@ -129,23 +140,22 @@ def split_patients(
     *,
     method: Method,
     policy: str,
-    given: Mapping[str, Role] | None = None,
+    given: Given | None = None,
     supervised: bool = False,
 ) -> Split:
-    """Give every patient one role; roles that the data set states (``given``) are kept.
+    """Give every patient one role; roles and folds that the data set states (``given``) are kept.
 
     ``auto`` holds a calibration split out where it has enough healthy patients for ``policy``, and otherwise
     turns to out-of-fold scores: train and calibration become one, cut into folds (in cross-validation, where
     that would train folds of folds, to the validation patients). A ``supervised`` model learns from diseased
     patients too. Raises MedadError where healthy patients are too few, saying how many it takes.
     """
-    given = given or {}
+    given = given or Given()
     rng = np.random.default_rng(settings.seed)
     healthy, diseased = (
         [str(p) for p in rng.permutation(sorted(p for p, label in labels.items() if label == kind))] for kind in (0, 1)
     )
-    tested = "test" in given.values()
-    shares = _Drawing(healthy, given, settings, tested).learned()
+    shares = _Drawing(healthy, given, settings).learned()
     empty = [role for role in ("train", "validation", "test") if not shares[role]]
     if empty:
         raise MedadError(
@@ -158,7 +168,7 @@ def split_patients(
         shares = _merge(shares, {"train": shares.pop("calibration")})
     if chosen == "out_of_fold":
         folds = {p: i % settings.folds for i, p in enumerate(shares["train"])}
-    others = _Drawing(diseased, given, settings, tested)
+    others = _Drawing(diseased, given, settings)
     sick = others.learned() if supervised else others.looked_at()
     if supervised:  # cutoffs that need diseased patients are made on those of validation
         sick = _merge(sick, {"validation": sick.pop("calibration")})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -130,14 +130,14 @@ def _tested(root: Path, patients: set[str]) -> dict[str, int]:
     return named
 
 
-def _check_folds(root: Path, patients: set[str], tested: dict[str, int]) -> None:
-    """Refuse folds in which a patient has two places."""
+def _folds(root: Path, patients: set[str], tested: dict[str, int]) -> dict[str, int]:
+    """Return the fold of each patient in ``folds.csv``; refuse folds in which a patient has two places."""
     if not (root / FOLDS).is_file():
-        return
+        return {}
     first: dict[str, tuple[str, int]] = {}
     for row in read_sheet(root / FOLDS, ("patient", "fold")).rows:
         patient, fold = row.need("patient"), row.need("fold")
-        if not fold.isdecimal():
+        if not fold.isdecimal() or int(fold) < 1:
             row.fail("fold", "must be a whole number", "Number the folds 1, 2, 3")
         if patient not in patients:
             row.fail("patient", f"there is no volume of patient {patient}", "Correct or remove the line")
@@ -146,6 +146,7 @@ def _check_folds(root: Path, patients: set[str], tested: dict[str, int]) -> None
         other, line = first.setdefault(patient, (fold, row.line))
         if int(other) != int(fold):
             row.fail("patient", f"{patient} is in fold {other} too (line {line})", "Give each patient one place")
+    return {patient: int(fold) for patient, (fold, _) in first.items()}
 
 
 def _masks(root: Path, volumes: dict[str, _Volume]) -> tuple[dict[str, Path], list[str]]:
@@ -166,7 +167,8 @@ def _sample(volume: _Volume, row: Row | None, role: Role | None, mask: Path | No
     if row is None:
         return Sample(volume.path, volume.patient, 0, role=role, mask=mask)
     label, severity = int(row.get("label")), row.number("severity")
-    return Sample(volume.path, volume.patient, label, row.get("kind"), role, mask, severity)
+    kind = row.get("kind")
+    return Sample(volume.path, volume.patient, label, kind, role=role, mask=mask, severity=severity)
 
 
 @layout("volumes")
@@ -174,22 +176,23 @@ def read_volumes(root: Path, options: Options) -> Table:
     """Read ``ROOT/**/vol_{patient}_{level}.npy|.nii|.nii.gz``; of each volume only the header is looked at.
 
     ``labels.csv`` (file, label 0 or 1, and where known kind, severity) labels every volume; without it all are
-    healthy. ``test.txt`` (a patient a line) names who tests. ``folds.csv`` (patient, fold) is checked: nobody has
-    two places. ``masks/<stem>.npy`` marks what is abnormal.
+    healthy. ``test.txt`` (a patient a line) names who tests. ``folds.csv`` (patient, fold from 1) numbers the
+    folds of cross-validation; nobody has two places. ``masks/<stem>.npy`` marks what is abnormal.
     """
     validated(VolumesOptions, options, "options of layout volumes")
     volumes, others = _volumes(root)
     patients = {v.patient for v in volumes.values()}
     rows = _labels(root, volumes)
     tested = _tested(root, patients)
-    _check_folds(root, patients, tested)
+    folds = _folds(root, patients, tested)
     masks, notes = _masks(root, volumes)
     samples = []
     for stem, volume in volumes.items():
         role: Role | None = None
         if tested:
             role = "test" if volume.patient in tested else "train"
-        samples.append(_sample(volume, rows.get(stem), role, masks.get(stem)))
+        sample = _sample(volume, rows.get(stem), role, masks.get(stem))
+        samples.append(replace(sample, fold=folds.get(volume.patient)))
     if others:
         notes.append(f"{others} files that are no volumes left out")
     if not rows:

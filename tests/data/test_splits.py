@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medad_serve.data import SplitSettings, inherit_split, split_patients
+from medad_serve.data import Given, SplitSettings, inherit_split, split_patients
 from medad_serve.errors import MedadError
 
 POLICY = "specificity=0.95"
@@ -81,7 +81,7 @@ def test_patients_that_the_data_set_tests_on_stay_there(fold: int, healthy: int,
     given_roles = {p: "test" if p in fixed else "train" for p in labels}
     for settings in (SplitSettings(), SplitSettings(fold=fold)):
         split = split_patients(
-            labels, settings, method="auto", policy="specificity=0.8", given=given_roles, supervised=supervised
+            labels, settings, method="auto", policy="specificity=0.8", given=Given(given_roles), supervised=supervised
         )
         assert split.patients("test") == fixed
         assert set(split.roles) == set(labels)
@@ -93,7 +93,9 @@ def test_folds_beside_a_fixed_test_list_validate_each_patient_once() -> None:
     given_roles = {p: "test" if p in {f"h{i}" for i in range(8)} else "train" for p in labels}
     validated: list[str] = []
     for fold in range(1, 6):
-        split = split_patients(labels, SplitSettings(fold=fold), method="validation", policy=POLICY, given=given_roles)
+        split = split_patients(
+            labels, SplitSettings(fold=fold), method="validation", policy=POLICY, given=Given(given_roles)
+        )
         validated += [p for p in split.patients("validation") if not labels[p]]
     assert sorted(validated) == sorted(p for p in labels if given_roles[p] == "train" and not labels[p])
 
@@ -129,3 +131,12 @@ def test_a_run_that_builds_on_another_keeps_its_healthy_patients_apart() -> None
     assert child.patients("test") == parent.patients("test")
     divided = [p for p in parent.patients("validation") if labels[p]]
     assert {child.roles[p] for p in divided} == {"train", "validation"}
+
+
+def test_folds_that_the_data_set_numbers_are_kept() -> None:
+    labels = _labels(30, 10)
+    folds = {p: 1 + int(p[1:]) // 10 for p in labels}
+    for number in (1, 2, 3):
+        settings = SplitSettings(folds=3, fold=number)
+        split = split_patients(labels, settings, method="validation", policy=POLICY, given=Given(folds=folds))
+        assert split.patients("test") == {p for p in labels if folds[p] == number}

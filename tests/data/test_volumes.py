@@ -146,3 +146,10 @@ def test_a_folder_without_volumes_and_options_are_refused(tmp_path: Path) -> Non
         read_table(f"volumes:{tmp_path}")
     with pytest.raises(MedadError, match=r"options of layout volumes cannot be used \(normal"):
         read_table(f"volumes:{tmp_path}", {"normal": ["x"]})
+
+
+def test_folds_are_those_of_the_table(tmp_path: Path) -> None:
+    for patient in ("a", "b", "c"):
+        np.save(tmp_path / f"vol_{patient}_L1.npy", np.zeros((4, 4, 4), np.float32))
+    (tmp_path / "folds.csv").write_text("patient,fold\na,2\nb,1\n")
+    assert read_table(f"volumes:{tmp_path}").given_folds() == {"a": 2, "b": 1}
