@@ -186,7 +186,7 @@ def _adopted(chosen: Family, init: str) -> dict[str, Any]:
     from medad_serve.training.run import open_run  # which itself reads RunConfig
 
     start = open_run(Path(init))
-    kept = start.config.model_dump(include={"input", "prep", "data", "data_options", "split"})
+    kept = start.config.model_dump(include={"input", "prep", "data", "data_options", "split", "calibration"})
     own = start.config.model == chosen.name
     settings = start.config.settings if own else chosen.adopt(start.config.settings)
     return {**kept, "settings": settings, "init": str(start.path.resolve())}

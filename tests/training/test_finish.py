@@ -104,7 +104,7 @@ def test_weights_of_another_shape_are_refused(cq500: Path, tmp_path: Path) -> No
 def test_folds_test_every_patient_once_and_are_reported_together(cq500: Path, tmp_path: Path) -> None:
     runs = []
     for fold in (1, 2):
-        config = resolve("ae", f"cq500:{cq500}", None, [*SMALL, "split.folds=2", f"fold={fold}"])
+        config = resolve("ae", f"cq500:{cq500}", None, [*SMALL[:3], "split.folds=2", f"fold={fold}"])
         run = create_run(config, tmp_path)
         data = run.prepared()
         fit(run, data)
