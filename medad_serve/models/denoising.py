@@ -53,6 +53,9 @@ class DenoisingSettings(Frozen):
     """Prepared values above it are foreground, and what they enclose."""
     margin: int = Field(12, ge=0)
     """Taken off the foreground's rim, where no reconstruction is sharp enough (the skull)."""
+    ceiling: float | None = 0.98
+    """Prepared values from here on are left out: clipped by the window (bone), they hold no brightness to compare.
+    None compares every value."""
     smoothing: int = Field(7, ge=1)
     """Side of the square over which errors are averaged; odd."""
     residual: Literal["positive", "absolute"] = "positive"
@@ -73,10 +76,11 @@ class DenoisingSettings(Frozen):
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:
+    # Group norm: a scan's reconstruction then depends on no other, and small batches train as large ones.
+    groups = min(8, channels_out // 4)
     layers: list[nn.Module] = []
     for a in (channels_in, channels_out):
-        # Group norm: a scan's reconstruction then depends on no other, and small batches train as large ones.
-        layers += [nn.Conv2d(a, channels_out, 3, padding=1, bias=False), nn.GroupNorm(4, channels_out), nn.SiLU()]
+        layers += [nn.Conv2d(a, channels_out, 3, padding=1, bias=False), nn.GroupNorm(groups, channels_out), nn.SiLU()]
     return nn.Sequential(*layers)
 
 
@@ -162,7 +166,10 @@ class DenoisingAutoencoder(AnomalyModel):
         """Return the smoothed errors ``(N, 1, H, W)`` within the foreground, less those that both sides share."""
         mask, side = eroded(self.foreground(x), self.settings.margin), self.settings.smoothing
         # Signed while it is averaged: noise then cancels, a lesion does not.
-        smooth = F.avg_pool2d((x - reconstruction) * mask, side, stride=1, padding=side // 2)
+        difference = (x - reconstruction) * mask
+        if self.settings.ceiling is not None:
+            difference = difference * (x < self.settings.ceiling)
+        smooth = F.avg_pool2d(difference, side, stride=1, padding=side // 2)
         error = (F.relu(smooth) if self.settings.residual == "positive" else smooth.abs()).mean(dim=1, keepdim=True)
         if self.settings.symmetry:
             mirrored = F.max_pool2d(error, REACH, stride=1, padding=REACH // 2).flip(3)

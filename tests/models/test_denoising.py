@@ -118,7 +118,8 @@ def _expected(x: NDArray[np.float32], made: NDArray[np.float32], signed: bool, s
     """The map by scipy, for a smoothing of 5 and a margin of 3."""
     head = ndimage.binary_fill_holes(x > 0.05)
     mask = ndimage.binary_erosion(head, np.ones((7, 7)))
-    smooth = ndimage.uniform_filter((x - made).astype(np.float64) * mask, 5, mode="constant")
+    difference = np.where(mask & (x < 0.98), (x - made).astype(np.float64), 0)
+    smooth = ndimage.uniform_filter(difference, 5, mode="constant")
     error = np.maximum(smooth, 0) if signed else np.abs(smooth)
     mirrored = ndimage.maximum_filter(error, 5, mode="constant")[:, ::-1]
     return np.asarray(np.maximum(error - symmetry * mirrored, 0) * mask)
@@ -144,6 +145,14 @@ def test_only_the_absolute_residual_sees_what_is_darker_than_expected() -> None:
     made[..., 50:60, 40:50] += 0.3
     assert _identity(_model(residual="positive"), made)(x)["score"] == 0
     assert _identity(_model(residual="absolute"), made)(x)["score"] > 0.1
+
+
+def test_values_that_the_window_clipped_are_not_compared_unless_asked() -> None:
+    x = _heads(1)
+    made = x.clone()
+    x[..., 50:60, 40:50] = 1.0
+    assert _identity(_model(), made)(x)["score"] == 0
+    assert _identity(_model(ceiling=None), made)(x)["score"] > 0.1
 
 
 def test_an_error_on_one_side_outweighs_the_same_on_both() -> None:
