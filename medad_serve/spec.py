@@ -89,6 +89,8 @@ class PrepSpec(Frozen):
     window: Window | None = None
     """None scales by the full range of the stored type (8-bit images: 0..255)."""
     foreground: Foreground | None = None
+    smooth_sigma: float = Field(0.0, ge=0)
+    """Gaussian in source pixels, before ``normalize``: speckle then weighs less in the percentiles."""
     normalize: Percentiles | None = None
     size: tuple[int, ...] = (64, 64)
     """(H, W): each frame is an item. (D, H, W): a whole volume is one."""
@@ -100,8 +102,8 @@ class PrepSpec(Frozen):
     def _is_usable(self) -> Self:
         if len(self.size) not in (2, 3) or min(self.size) < 1:
             raise ValueError("size must be positive numbers: height, width or depth, height, width")
-        if self.is_volume and self.foreground is not None:
-            raise ValueError("foreground crops frames, not volumes")
+        if self.is_volume and (self.foreground is not None or self.smooth_sigma):
+            raise ValueError("foreground and smooth_sigma are of frames, not of volumes")
         if self.regions is not None and not self.is_volume:
             raise ValueError("regions are cut for volume models: size must be depth, height, width")
         if self.output_range[0] >= self.output_range[1]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from medad_serve.errors import InputError
@@ -54,7 +55,7 @@ def _frame(pixels: Pixels, index: int, spec: PrepSpec, out: FloatArray) -> Plane
     """Fill ``out`` (H, W) with one frame."""
     height, width = spec.size
     rows, columns = pixels.array.shape[1:3]
-    if spec.foreground is None and spec.normalize is None:
+    if spec.foreground is None and spec.normalize is None and not spec.smooth_sigma:
         for part, place in _strips(rows, height):
             shown = display(pixels.part(index, part), spec.window)[0]
             out[place] = _resized(shown, place.stop - place.start, width)
@@ -66,6 +67,8 @@ def _frame(pixels: Pixels, index: int, spec: PrepSpec, out: FloatArray) -> Plane
         box = foreground_box(shown, spec.foreground)
         top, left, high, wide = box
         shown = np.ascontiguousarray(shown[top : top + high, left : left + wide])
+    if spec.smooth_sigma:
+        shown = np.asarray(cv2.GaussianBlur(shown, (0, 0), spec.smooth_sigma), np.float32)
     if spec.normalize is not None:
         shown = normalized(shown, spec.normalize)
     out[:] = _resized(shown, height, width)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from torch import from_numpy
 from torch.nn import functional as F
 
@@ -121,3 +122,10 @@ def test_foreground_is_cropped_and_its_map_goes_back() -> None:
     assert on_source.shape == (100, 120)
     assert (on_source > 0)[30:70, 50:90].all()
     assert (on_source > 0).sum() < 50 * 50
+
+
+def test_smoothing_is_gaussian_in_source_pixels() -> None:
+    image = np.random.default_rng(0).random((1, 64, 64), np.float32)
+    spec = PrepSpec(window=UNIT, smooth_sigma=2.0, size=(64, 64))
+    expected = gaussian_filter(image[0], 2.0, mode="mirror", truncate=4)
+    np.testing.assert_allclose(prepare(Pixels(image, "image"), spec).tensor[0, 0], expected, atol=2e-3)
