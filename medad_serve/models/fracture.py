@@ -134,6 +134,7 @@ def _adopt(settings: dict[str, Any]) -> dict[str, Any]:
         "settings.reconstruction.latent_dim=32",
         "settings.reconstruction.num_embeddings=64",
         *QUICK,
+        "train.max_epochs=80",
     ),
     trial_size=(16, 16, 16),
     trial_settings={"reconstruction": TRIAL, "layers": (1, 1), "dropout": 0.0},
