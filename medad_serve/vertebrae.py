@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medad_serve.errors import InputError, MedadError
 from medad_serve.files import write_whole
 from medad_serve.io import Pixels, decode
-from medad_serve.prep.regions import Affine, Region, Scheme, Structure, cut, find_structures
+from medad_serve.prep.regions import Affine, Region, Scheme, Structure, cut, find_structures, measured
 from medad_serve.prep.window import FloatArray
 from medad_serve.spec import Frozen, Regions, Window, validated
 
@@ -86,8 +86,8 @@ def _read(path: Path) -> Pixels:
         raise MedadError(f"{path}: {error.message}", error.hint) from None
 
 
-def _read_pair(ct: Path, mask: Path) -> tuple[FloatArray, NDArray[np.int32], Affine]:
-    """Read a scan and the labels on its grid, with the affine of both."""
+def _read_pair(ct: Path, mask: Path, spec: Regions) -> tuple[FloatArray, NDArray[np.int32], Affine]:
+    """Read the values of a scan and the labels on its grid, with the affine of both."""
     scan, marked = _read(ct), _read(mask)
     if scan.affine is None or marked.affine is None:
         raise MedadError(
@@ -104,7 +104,7 @@ def _read_pair(ct: Path, mask: Path) -> tuple[FloatArray, NDArray[np.int32], Aff
         raise MedadError(f"{grids}: they lie {apart:.1f} mm apart", "Resample the mask to the scan")
     if (marked.array != np.rint(marked.array)).any():
         raise MedadError(f"{mask} holds no labels: values are not whole numbers", "Name the CT first, then its mask")
-    return scan.array, marked.array.astype(np.int32), scan.affine
+    return measured(scan, spec), marked.array.astype(np.int32), scan.affine
 
 
 def _write(path: Path, region: Region, kind: Format) -> None:
@@ -184,7 +184,7 @@ def crop_scan(
     crops of this patient that are there already.
     """
     patient = _checked_patient(patient_of(ct) if patient is None else patient)
-    array, labels, affine = _read_pair(ct, mask)
+    array, labels, affine = _read_pair(ct, mask, spec)
     try:
         found = find_structures(labels, affine, spec, scheme)
     except InputError as error:

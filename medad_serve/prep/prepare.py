@@ -90,11 +90,13 @@ def _volume(pixels: Pixels, spec: PrepSpec) -> Prepared:
 
 
 def _regions(pixels: Pixels, spec: PrepSpec) -> Prepared:
-    from medad_serve.prep.regions import cut_regions  # loads scipy
+    from medad_serve.prep.regions import cut, find_structures, measured  # loads scipy
 
     if pixels.labels is None or pixels.affine is None or spec.regions is None:
         raise InputError(422, "the scan has no affine", "Send a scan that states its spacing and orientation")
-    found = cut_regions(pixels.array, pixels.affine, pixels.labels, spec.regions)
+    structures = find_structures(pixels.labels, pixels.affine, spec.regions)
+    values = measured(pixels, spec.regions)
+    found = [cut(values, pixels.affine, s, spec.regions) for s in structures if not s.fault]
     if not found:
         raise InputError(422, "the mask marks no structure that lies whole in the scan", "Send a larger scan")
     depth, height, width = pixels.array.shape
@@ -102,7 +104,8 @@ def _regions(pixels: Pixels, spec: PrepSpec) -> Prepared:
     geometries = tuple(
         Crop((depth, height, width), pixels.affine, spec.regions.size, region.affine) for region in found
     )
-    return Prepared(tensor, geometries, tuple(region.name for region in found))
+    notes = tuple(f"{s.name} {s.fault} and was left out" for s in structures if s.fault)
+    return Prepared(tensor, geometries, tuple(region.name for region in found), notes)
 
 
 def prepare(pixels: Pixels, spec: PrepSpec) -> Prepared:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medad_serve.errors import InputError
+from medad_serve.io import Pixels
 from medad_serve.prep.window import FloatArray, apply_window
 from medad_serve.spec import Regions
 
@@ -126,6 +127,13 @@ def _measure(
     elif (np.abs(points - centre).max(axis=0)[::-1] > half).any():
         fault = "is larger than the crop"
     return Structure(label, name, centre, fault)
+
+
+def measured(pixels: Pixels, spec: Regions) -> FloatArray:
+    """Return the values of a scan, the window's floor where padding holds no measurement."""
+    if pixels.padding is None:
+        return pixels.array
+    return np.where(pixels.padding, np.float32(spec.window.center - spec.window.width / 2), pixels.array)
 
 
 def crop_affine(centre_mm: NDArray[np.float64], spec: Regions) -> Affine:

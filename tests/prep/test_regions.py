@@ -5,9 +5,11 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from medad_serve.errors import InputError
+from medad_serve.io import Pixels
+from medad_serve.prep import prepare
 from medad_serve.prep.regions import ORDER, SCHEMES, cut_regions, find_structures, level_names
 from medad_serve.prep.window import apply_window
-from medad_serve.spec import Regions, Window
+from medad_serve.spec import PrepSpec, Regions, Window
 
 SPEC = Regions(size=(40, 36, 32), spacing_mm=1.5, window=Window(center=300, width=1800))
 SHAPE = (70, 60, 50)
@@ -119,6 +121,28 @@ def test_vertebrae_that_reach_the_border_are_left_out() -> None:
     assert _faults(labels, affine) == {"L2": "reaches the border of the scan", "L3": "", "L4": ""}
     found = cut_regions(np.zeros(SHAPE, np.float32), affine, labels, SPEC)
     assert [r.name for r in found] == ["L3", "L4"]
+
+
+def test_a_prepared_scan_tells_which_vertebrae_were_left_out() -> None:
+    affine = _affine(AXES["RAS"])
+    labels = _labels(_grid(affine, SHAPE), {**CENTRES, 30: (5.0, -8.0, 46.0)})
+    pixels = Pixels(np.zeros(SHAPE, np.float32), "nifti", affine=affine, labels=labels)
+    found = prepare(pixels, PrepSpec(size=SPEC.size, regions=SPEC))
+    assert found.regions == ("L3", "L4")
+    assert found.tensor.shape == (2, 1, *SPEC.size)
+    assert found.notes == ("L2 reaches the border of the scan and was left out",)
+
+
+def test_padding_of_a_scan_is_the_windows_floor_in_its_crops() -> None:
+    affine = _affine(AXES["RAS"])
+    labels = _labels(_grid(affine, SHAPE))
+    padding = np.zeros(SHAPE, np.bool_)
+    padding[:, :, :25] = True
+    values = np.where(padding, 30000, 500).astype(np.float32)
+    pixels = Pixels(values, "nifti", padding=padding, affine=affine, labels=labels)
+    lower = prepare(pixels, PrepSpec(size=SPEC.size, regions=SPEC)).tensor[1, 0]
+    assert lower[:10].max() == 0
+    assert lower.max() <= apply_window(np.float32([500]), SPEC.window)[0]
 
 
 def test_slips_of_a_mask_are_left_out_and_specks_do_not_count() -> None:
