@@ -135,7 +135,9 @@ def enclosed(mask: Tensor) -> Tensor:
 def eroded(mask: Tensor, margin: int) -> Tensor:
     """Take ``margin`` pixels off the rim of ``mask (N, 1, H, W)``; beyond the image lies background."""
     outside = F.pad(1 - mask, [margin] * 4, value=1.0)
-    return 1 - F.max_pool2d(outside, 2 * margin + 1, stride=1)
+    # Along one axis, then the other: the same square for a twelfth of the work.
+    rows = F.max_pool2d(outside, (2 * margin + 1, 1), stride=1)
+    return 1 - F.max_pool2d(rows, (1, 2 * margin + 1), stride=1)
 
 
 class DenoisingAutoencoder(AnomalyModel):
@@ -204,6 +206,11 @@ HEAD_CT_PREP = PrepSpec(window=Window(center=40, width=80), foreground=Foregroun
     phantom="head-ct",
     prep=HEAD_CT_PREP,
     input=HEAD_CT_INPUT,
+    quick=(
+        "train.max_epochs=5",
+        "train.batch_size=8",
+        "train.scheduler=cosine",
+    ),
     trial_size=(64, 64),
     trial_settings={"widths": (8, 16), "margin": 3},
 )
