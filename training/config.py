@@ -34,6 +34,8 @@ class TrainSettings(Frozen):
     gradient_clip: float | None = Field(None, gt=0)
     """Largest gradient norm; none leaves gradients as they are."""
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    validate_every: int = Field(1, ge=1)
+    """Epochs from one validation (and row of ``metrics.csv``) to the next: on few training images it costs most."""
     monitor: str = Field("val/loss", pattern=r"^(train|val)/\w+$")
     """What early stopping and the best checkpoint watch; ``val/auroc`` and the like are maximised."""
     patience: int = Field(50, ge=1)

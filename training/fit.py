@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 
 class CsvLog(Callback):
-    """One row an epoch in ``metrics.csv``; a resumed run goes on where its checkpoint stands."""
+    """One row a validated epoch in ``metrics.csv``; a resumed run goes on where its checkpoint stands."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,6 +56,8 @@ class CsvLog(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Append what the epoch logged."""
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
+            return
         values = logged(trainer)
         with self.path.open("a", newline="") as file:
             writer = csv.writer(file)
@@ -199,6 +201,7 @@ def _train(job: Job, say: Say, more: Sequence[Callback], loggers: list[Logger] |
         plugins=[WholeCheckpoints()],
         precision=settings.precision,
         max_epochs=settings.max_epochs if steps is None else -1,
+        check_val_every_n_epoch=min(settings.validate_every, settings.max_epochs),
         max_steps=-1 if steps is None else steps,
         gradient_clip_val=settings.gradient_clip,
         callbacks=callbacks,

@@ -80,7 +80,11 @@ class DetectorTask(L.LightningModule):
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 optimizer, mode, factor=0.1, patience=max(1, self.settings.patience // 3)
             )
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": self.settings.monitor}}
+            every = min(self.settings.validate_every, self.settings.max_epochs)
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": plateau, "monitor": self.settings.monitor, "frequency": every},
+            }
         return optimizer
 
     def _optimizer(self) -> torch.optim.Optimizer:

@@ -200,3 +200,14 @@ def test_batches_are_gathered_rows() -> None:
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(MedadError, match="is no run"):
         open_run(tmp_path)
+
+
+def test_validation_may_be_rarer_than_epochs(cq500: Path, tmp_path: Path) -> None:
+    more = ["train.max_epochs=5", "train.validate_every=2", "train.scheduler=plateau"]
+    run = create_run(resolve("ae", f"cq500:{cq500}", None, [*HELD_OUT, *more]), tmp_path)
+    fit(run, run.prepared())
+    assert [int(r["epoch"]) for r in _rows(run.path)] == [1, 3]
+    assert steps_of_best(run.path) % 2 == 0
+    short = create_run(resolve("ae", f"cq500:{cq500}", None, [*QUICK, "train.validate_every=9"]), tmp_path)
+    fit(short, short.prepared())
+    assert [int(r["epoch"]) for r in _rows(short.path)] == [0]
