@@ -22,14 +22,14 @@ def _commands(blocks: list[str]) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
-@pytest.mark.server
-@pytest.mark.slow
-def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
-    script = "set -e\n" + "\n".join(_commands(_blocks(README, "bash")))
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL))
+
+
+def _run(section: str, work: Path) -> subprocess.CompletedProcess[str]:
+    """Run the commands of a section as a reader would, one after the other in one folder."""
+    script = "set -e\n" + "\n".join(_commands(_blocks(SECTIONS[section], "bash")))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "TMPDIR": str(tmp_path)}
-    work = tmp_path / "work"
-    work.mkdir()
+    environment = {**os.environ, "PATH": path, "TMPDIR": str(work.parent)}
     try:
         done = subprocess.run(
             ["bash", "-c", script], cwd=work, env=environment, capture_output=True, text=True, timeout=540
@@ -39,8 +39,27 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         subprocess.run(["medad-serve", "serve", "--stop"], cwd=work, env=environment, capture_output=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stderr
+    return done
+
+
+def test_every_command_of_the_readme_is_in_a_section_that_is_run() -> None:
+    assert {title for title, text in SECTIONS.items() if _blocks(text, "bash")} == {"Use it", "Models"}
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    done = _run("Use it", work)
     assert '"policy": "specificity=0.9"' in done.stdout  # what curl was answered
     assert list((work / "overlays").glob("*.png"))
+    done = _run("Models", work)
+    assert (work / "runs" / "vqvae" / "report" / "report.html").is_file() or list(
+        work.glob("runs/vqvae/*/report/*.html")
+    )
+    assert list((work / "errors").glob("*.nii.gz"))
+    assert (work / "runs" / "ae-sweep" / "trials.csv").is_file()
 
 
 def test_make_targets_that_the_readme_names_exist() -> None:
