@@ -75,10 +75,12 @@ def quickstart(
     say(f"1/6 writing {plan.healthy + plan.abnormal} synthetic {chosen.phantom} patients to {data}")
     with whole_directory(data) as beside:
         phantom.write(beside, healthy=plan.healthy, abnormal=plan.abnormal, slices=plan.slices, seed=seed)
-    config = resolve(model, f"{phantom.layout}:{data}", None, [f"experiment={FOLDER}", f"seed={seed}", *plan.overrides])
-    run = create_run(config, runs)
-    say(f"2/6 training {model} on healthy patients only, in {run.path}")
-    fit(run, run.prepared())
+    source = f"{phantom.layout}:{data}"
+    given = [f"experiment={FOLDER}", f"seed={seed}", *plan.overrides]
+    if chosen.builds_on:
+        parent = _train(chosen.builds_on, source, [f"seed={seed}", *family(chosen.builds_on).quick], home, say)
+        given.append(f"init={parent.path}")
+    run = _train(model, source, given, runs, say)
     say("3/6 exporting: calibrating cutoffs over the exported file, proving parity")
     name = f"quickstart-{model}"
     artifact = export_run(run, PARITY_FORMATS, name=name, say=say)
@@ -97,6 +99,15 @@ def quickstart(
     write_report(home / "report.html", title=f"medad-serve quickstart: {model}", facts=facts, plots=plots, shown=shown)
     write_whole(home / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+def _train(model: str, source: str, overrides: list[str], runs: Path, say: Say) -> Run:
+    """Train one model to its end."""
+    run = create_run(resolve(model, source, None, overrides), runs)
+    learns = "healthy and abnormal patients" if run.build().supervised else "healthy patients only"
+    say(f"2/6 training {model} on {learns}, in {run.path}")
+    fit(run, run.prepared())
+    return run
 
 
 def _ask(run: Run, store: Path, name: str, say: Say) -> list[Sent]:

@@ -168,7 +168,7 @@ def test_a_folder_that_holds_something_is_left_alone(run: Run, tmp_path: Path) -
 def test_a_model_that_reconstructs_nothing_is_refused(run: Run, tmp_path: Path) -> None:
     assert "reconstruction" not in family("fracture").trial().build().outputs
     data = Path(run.config.data.partition(":")[2])
-    settings = ["settings.layers=[1]", f"settings.reconstruction={json.dumps(TRIAL)}"]
+    settings = ["settings.layers=[1]", f"init={run.path}"]
     other = _finished("fracture", data, tmp_path, settings)
     result = _call(other, tmp_path / "out", data)
     assert isinstance(result.exception, MedadError)

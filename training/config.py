@@ -190,6 +190,11 @@ def _adopted(chosen: Family, init: str) -> dict[str, Any]:
     start = open_run(Path(init))
     kept = start.config.model_dump(include={"input", "prep", "data", "data_options", "split", "calibration"})
     own = start.config.model == chosen.name
+    if not own and start.config.model != chosen.builds_on:
+        raise MedadError(
+            f"{chosen.name} cannot start from {start.path}, a run of {start.config.model}",
+            f"Name a run of {chosen.builds_on or chosen.name}",
+        )
     settings = start.config.settings if own else chosen.adopt(start.config.settings)
     return {**kept, "settings": settings, "init": str(start.path.resolve())}
 
@@ -209,6 +214,11 @@ def resolve(model: str, data: str | None, config: str | None, overrides: Iterabl
     asked = _merge(stored, parse_overrides(overrides, model))
     if asked.get("init"):
         resolved = _merge(resolved, _adopted(chosen, str(asked.pop("init"))))
+    elif chosen.builds_on:
+        raise MedadError(
+            f"{model} builds on a trained {chosen.builds_on}",
+            f"Train that first, then add init=RUN, e.g. init=runs/{chosen.builds_on}",
+        )
     resolved = _merge(resolved, asked)
     if data:
         resolved["data"] = data

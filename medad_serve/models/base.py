@@ -91,8 +91,10 @@ class Family:
     trial_size: tuple[int, ...] | None = None
     """Size in which the conformance suite tries it, where its own is too large for that."""
     trial_settings: dict[str, Any] = field(default_factory=dict)
+    builds_on: str | None = None
+    """The model whose trained run ``init`` must name."""
     adopt: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    """Settings that follow from those of the run named by ``init``."""
+    """Settings that follow from those of that run."""
 
     def shape(self, prep: PrepSpec) -> Shape:
         """Return (C, *S) of one prepared item."""
@@ -124,6 +126,7 @@ def register(
     quick: tuple[str, ...] = (),
     trial_size: tuple[int, ...] | None = None,
     trial_settings: dict[str, Any] | None = None,
+    builds_on: str | None = None,
     adopt: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Callable[[Callable[[Shape, Any], AnomalyModel]], Callable[[Shape, Any], AnomalyModel]]:
     """Register a builder ``(shape, settings) -> module`` under the name that the command line takes."""
@@ -144,6 +147,7 @@ def register(
             quick,
             trial_size,
             trial_settings or {},
+            builds_on,
             adopt,
         )
         return builder

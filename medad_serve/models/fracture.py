@@ -128,16 +128,13 @@ def _adopt(settings: dict[str, Any]) -> dict[str, Any]:
     prep=VERTEBRA_PREP,
     input=VERTEBRA_INPUT,
     quick=(
-        "prep.size=[32,32,32]",
         "settings.layers=[2,2]",
-        "settings.reconstruction.hidden=[16,32]",
-        "settings.reconstruction.latent_dim=32",
-        "settings.reconstruction.num_embeddings=64",
         *QUICK,
         "train.max_epochs=80",
     ),
     trial_size=(16, 16, 16),
     trial_settings={"reconstruction": TRIAL, "layers": (1, 1), "dropout": 0.0},
+    builds_on="vqvae3d",
     adopt=_adopt,
 )
 def fracture(shape: Shape, settings: FractureSettings) -> FractureClassifier:

@@ -61,7 +61,7 @@ def test_finish_sees_normals_after_the_best_weights_and_is_kept(cq500: Path, tmp
     model = run.trained()
     held_out = data.tensor[data.rows(run.split.patients("validation"), label=0)]
     assert float(model.held_out_mean) == pytest.approx(float(held_out.mean()), rel=1e-5)
-    assert float(model.weights_at_finish) == pytest.approx(float(next(model.parameters()).sum()), rel=1e-5)
+    assert float(model.weights_at_finish) == pytest.approx(next(model.parameters()).sum().item(), rel=1e-5)
     with (run.path / "finish.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(r["seen"]) for r in rows] == [len(data.rows(run.split.patients("train"), label=0))] * 2
@@ -123,3 +123,11 @@ def test_folds_test_every_patient_once_and_are_reported_together(cq500: Path, tm
     with pytest.raises(MedadError, match="no cutoffs to export"):
         export_run(runs[0], ["onnx"])
     assert not runs[0].artifact.exists()
+
+
+def test_a_model_that_builds_on_another_asks_for_its_run(cq500: Path, tmp_path: Path) -> None:
+    with pytest.raises(MedadError, match=r"fracture builds on a trained vqvae3d. .*init=runs/vqvae3d"):
+        resolve("fracture", f"volumes:{tmp_path}", None, [])
+    other = create_run(resolve("ae", f"cq500:{cq500}", None, SMALL), tmp_path)
+    with pytest.raises(MedadError, match="cannot start from .*, a run of ae. Name a run of vqvae3d"):
+        resolve("fracture", None, None, [f"init={other.path}"])
