@@ -114,7 +114,7 @@ def test_early_stopping_and_bf16_and_clipping(cq500: Path, tmp_path: Path) -> No
 
 def _stopped_in_training(cq500: Path, runs: Path, how: signal.Signals) -> tuple[Path, int, str]:
     """Start a long training, send it a signal after a few epochs; return run, exit code and error text."""
-    settings = ["train.max_epochs=200", "train.checkpoint_seconds=0", "train.patience=200", *HELD_OUT]
+    settings = ["train.max_epochs=20000", "train.checkpoint_seconds=0", "train.patience=20000", *HELD_OUT]
     process = subprocess.Popen(
         [*TRAIN, "ae", "--data", f"cq500:{cq500}", f"--runs={runs}", *settings], stderr=subprocess.PIPE, text=True
     )
