@@ -44,6 +44,11 @@ class TrainSettings(Frozen):
     checkpoint_seconds: float = Field(30.0, ge=0)
     """Time between two writes of the last checkpoint: what a kill can cost."""
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _precision_may_be_short(cls, precision: object) -> object:
+        return "32-true" if precision in (32, "32") else precision
+
 
 class CalibrationSettings(Frozen):
     """How cutoffs will be made at export; the split is drawn for it."""
@@ -136,6 +141,18 @@ def _dotted(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def known_keys(model: str) -> set[str]:
     """Return every setting of a model's runs by its dotted name."""
     return {*_dotted(RunConfig), *_dotted(family(model).settings, "settings.")}
+
+
+def model_named(model: str | None, config: str | None, overrides: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Return the model and the overrides of a command line, on which a configuration can stand for the model."""
+    if model and "=" in model:
+        overrides, model = (model, *overrides), None
+    if model is None:
+        named = read_yaml(recipe_path(config)).get("model") if config else None
+        if named is None:
+            raise MedadError("no model was named", "'medad-serve info' lists them")
+        model = str(named)
+    return model, overrides
 
 
 _SHORT = {"fold": "split.fold"}

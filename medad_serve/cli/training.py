@@ -36,23 +36,27 @@ def train(
     resume: Path | None,
     folds: str | None,
 ) -> None:
-    """Train MODEL on the healthy patients of a data set.
+    """Train MODEL, or that of --config, on the healthy patients of a data set.
 
     Settings such as train.max_epochs=20 or settings.latent_dim=32 override defaults and --config; fold=1 trains
     one fold of a cross-validation. A run that was stopped goes on with --resume RUN.
     """
     if resume is not None and (model or overrides or data or config or folds):
         raise click.UsageError("--resume takes the configuration of the run; name nothing else")
-    if resume is None and model is None:
+    if not (resume or model or config):
         raise click.UsageError("name a model; 'medad-serve info' lists them")
 
-    from medad_serve.training.config import resolve
+    from medad_serve.training.config import model_named, resolve
     from medad_serve.training.run import create_run, open_run
 
-    if folds:
-        _train_folds(str(model), data, config, overrides, runs)
-        return
-    run = open_run(resume) if resume else create_run(resolve(str(model), data, config, overrides), runs)
+    if resume:
+        run = open_run(resume)
+    else:
+        name, overrides = model_named(model, config, overrides)
+        if folds:
+            _train_folds(name, data, config, overrides, runs)
+            return
+        run = create_run(resolve(name, data, config, overrides), runs)
     _train_one(run)
     out.print(str(run.path), markup=False)
 

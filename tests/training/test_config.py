@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from medad_serve.errors import MedadError
-from medad_serve.training.config import resolve
+from medad_serve.training.config import model_named, resolve
 
 DATA = "cq500:somewhere"
 
@@ -30,6 +30,20 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) 
 
 def test_recipe_by_name() -> None:
     assert resolve("ae", DATA, "cq500_ae", []).train.max_epochs == 250
+
+
+def test_the_configuration_names_the_model() -> None:
+    assert model_named(None, "cq500_aeu", ()) == ("aeu", ())
+    assert model_named("seed=1", "cq500_aeu", ("device=cpu",)) == ("aeu", ("seed=1", "device=cpu"))
+    assert model_named("vae", None, ("seed=1",)) == ("vae", ("seed=1",))
+    with pytest.raises(MedadError, match="no model was named"):
+        model_named("seed=1", None, ())
+    with pytest.raises(MedadError, match="there is no configuration 'nothing'"):
+        model_named(None, "nothing", ())
+
+
+def test_precision_32_is_full_precision() -> None:
+    assert resolve("ae", DATA, None, ["train.precision=32"]).train.precision == "32-true"
 
 
 @pytest.mark.parametrize(
