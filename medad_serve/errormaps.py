@@ -129,14 +129,14 @@ def write_errormaps(run: Path, out: Path, *, data: str | None = None, progress: 
     notes, places = list(table.notes), _Places()
     shown = progress(table.samples, len(table.samples)) if progress else table.samples
     with whole_directory(out) as folder:
-        for number, (sample, target) in enumerate(zip(shown, targets, strict=True)):
+        for sample, target in zip(shown, targets, strict=True):
             try:
                 pixels = decode(sample.path)
                 check_input(pixels, opened.config.input, opened.config.prep)
                 error, score = error_map(model, opened, pixels)
                 note = _write(folder / target, error, sample, pixels, places)
             except InputError as fault:
-                notes.append(f"file {number}: {fault.message}")
+                notes.append(f"{sample.path}: {fault}")
                 continue
             notes += [note] * bool(note)
             rows.append({"file": target, "label": sample.label, "mean_error": f"{error.mean():.6g}", "score": score})

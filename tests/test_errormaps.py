@@ -143,7 +143,7 @@ def test_files_that_cannot_be_used_are_told_and_the_others_written(run: Run, tmp
     data = _volumes(tmp_path / "data", 2)
     np.save(data / "vol_p1_L1.npy", np.full((SIDE,) * 3, 7, np.float32))
     result = _call(run, tmp_path / "out", data)
-    assert "file 1: the values lie outside 0 to 1" in result.stderr
+    assert "vol_p1_L1.npy: the values lie outside 0 to 1" in result.stderr
     assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["vol_p0_L1_error.nii.gz"]
 
 

@@ -224,6 +224,7 @@ def resolve(model: str, data: str | None, config: str | None, overrides: Iterabl
         "experiment": model,
         "input": chosen.input.model_dump(),
         "prep": chosen.prep.model_dump(),
+        "train": chosen.train,
     }
     stored = read_yaml(recipe_path(config)) if config else {}
     if stored.get("model", model) != model:

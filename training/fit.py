@@ -268,8 +268,13 @@ def fit(
     training = run.split.patients("train")
     validation = data.rows(run.split.patients("validation"))
     known = set(data.labels[validation].tolist())
-    if known != {0, 1}:
+    abnormal = 1 in run.table().patients().values()
+    if 0 not in known or (abnormal and 1 not in known):
         raise MedadError("validation lacks usable images of one class", "Check the faults listed, or add patients")
+    if not abnormal:
+        say("no patient is abnormal: only specificity will be measured")
+    if run.split.method == "validation":
+        say("cross-validation makes no cutoffs: this run can be evaluated, not exported")
     _require_calibration(run, data)
     learned = None if run.build().supervised else 0
     rows = data.rows(training, learned)

@@ -109,8 +109,11 @@ def create_run(config: RunConfig, root: Path) -> Run:
     """Read the data, draw the split and write a fresh run directory."""
     table = read_table(config.data, config.data_options)
     labels = table.patients()
-    if 1 not in labels.values():
-        raise MedadError(f"{config.data} holds no abnormal patient", "Validation and test need some of both")
+    if 1 not in labels.values() and _needs_abnormal(config):
+        raise MedadError(
+            f"{config.data} holds no abnormal patient, which {config.model} with monitor {config.train.monitor} needs",
+            "Label some as abnormal, or watch val/loss",
+        )
     split = _draw(config, table, labels)
     stem = _home(config, root) / datetime.now().strftime("%Y%m%d-%H%M%S")
     path, attempt = stem, 1
@@ -129,6 +132,12 @@ def create_run(config: RunConfig, root: Path) -> Run:
     # config.yaml comes last: a folder that has it is a run that can resume.
     write_whole(path / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return Run(path, config, split)
+
+
+def _needs_abnormal(config: RunConfig) -> bool:
+    """Whether training itself looks at abnormal patients, rather than reporting alone."""
+    watches_both = config.train.monitor.endswith(("auroc", "auprc"))
+    return watches_both or family(config.model).build(config.prep, config.settings).supervised
 
 
 def _home(config: RunConfig, root: Path) -> Path:
@@ -168,6 +177,9 @@ def open_run(path: Path) -> Run:
     """Open a run directory; the folder of an experiment means its newest run."""
     if not is_run(path):
         runs = sorted(p for p in path.glob("*/") if is_run(p)) if path.is_dir() else []
+        folds = sorted(p.name for p in path.glob("fold_*/"))
+        if not runs and folds:
+            raise MedadError(f"{path} holds folds", f"Name one of them, e.g. {path / folds[0]}")
         if not runs:
             raise MedadError(f"{path} is no run", "Name a folder that medad-serve train wrote, e.g. runs/ae")
         path = runs[-1]

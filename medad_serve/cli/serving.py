@@ -198,6 +198,10 @@ def _print_table(files: Iterable[Path], answers: Iterable[Answer]) -> int:
             continue
         numbers = [f"{answer[key]:.4g}" for key in ("score", "p_value", "cutoff")]
         table.add_row(escape(str(file)), *numbers, "[bold]anomalous[/]" if answer["anomalous"] else "normal")
+        for region in answer.get("regions", ()):
+            figures = [f"{region[key]:.4g}" for key in ("score", "p_value")]
+            decision = "[bold]anomalous[/]" if region["anomalous"] else "normal"
+            table.add_row(f"  {escape(region['region'])}", *figures, "", decision)
         notes |= dict.fromkeys(answer.get("warnings", ()))
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:

@@ -22,7 +22,7 @@ from medad_serve.io import decode
 from medad_serve.prep import check_input, prepare
 from medad_serve.spec import InputSpec, PrepSpec
 
-FORMAT = 2
+FORMAT = 3
 _DECODERS = ("medad-serve", "pydicom", "imagecodecs", "nibabel", "opencv-python-headless", "scipy", "numpy")
 """A new version of these may decode or prepare differently."""
 Progress = Callable[[Iterable[Sample], int], Iterable[Sample]]
@@ -48,7 +48,7 @@ class Prepared:
     """Class of each row within its label, where the data set tells."""
     fingerprint: str
     faults: tuple[str, ...]
-    """One line for each file that could not be used; its number in the table and why, no name."""
+    """One line for each file that could not be used: which and why."""
 
     def rows(self, patients: set[str], label: int | None = None) -> NDArray[np.int64]:
         """Return the rows of some patients, of one label where asked."""
@@ -122,7 +122,7 @@ def _open(entry: Path, table: Table, contents: list[str]) -> Prepared:
         digests=tuple(contents[i] for i in index["rows"]),
         kinds=tuple(s.kind for s in owners),
         fingerprint=fingerprint(contents),
-        faults=tuple(index["faults"]),
+        faults=tuple(f"{table.samples[number].path}: {why}" for number, why in index["faults"]),
     )
 
 
@@ -140,7 +140,7 @@ def _prepare_file(sample: Sample, prep: PrepSpec, spec: InputSpec) -> NDArray[np
 def _fill(entry: Path, table: Table, prep: PrepSpec, spec: InputSpec, progress: Progress | None) -> None:
     """Decode with threads (the decoders release the GIL) into a growing file that becomes one .npy."""
     rows: list[int] = []
-    faults: list[str] = []
+    faults: list[tuple[int, str]] = []  # the same content may lie elsewhere next time
     shape: tuple[int, ...] = ()
     with whole_directory(entry, keep=True) as beside, _threads() as pool:
         results = pool.map(lambda s: _prepare_file(s, prep, spec), table.samples)
@@ -148,13 +148,13 @@ def _fill(entry: Path, table: Table, prep: PrepSpec, spec: InputSpec, progress: 
         with (beside / "raw").open("wb") as raw:
             for number, (_, found) in enumerate(zip(shown, results, strict=True)):
                 if isinstance(found, InputError):
-                    faults.append(f"file {number}: {found.message}")
+                    faults.append((number, str(found)))
                     continue
                 shape = found.shape[1:]
                 rows += [number] * len(found)
                 raw.write(found.tobytes())
         if not rows:
-            reason = f", e.g. {faults[0]}" if faults else ""
+            reason = f", e.g. {table.samples[faults[0][0]].path}: {faults[0][1]}" if faults else ""
             raise MedadError(f"none of {len(table.samples)} files could be used{reason}", "Check the data folder")
         _wrap(beside / "raw", beside / "tensor.npy", (len(rows), *shape))
         (beside / "rows.json").write_text(json.dumps({"rows": rows, "faults": faults}))

@@ -158,14 +158,14 @@ def _without_repeats(samples: list[Sample]) -> tuple[list[Sample], list[str]]:
     place = {patient: min(roles, key=_STRICTEST.index) for patient, roles in places.items()}
     kept = [s for s in samples if s.role is None or s.role == place[s.patient]]
     left: Counter[tuple[Role, Role]] = Counter()
-    people: dict[tuple[Role, Role], set[str]] = {}
+    first: dict[tuple[Role, Role], str] = {}
     for sample in samples:
         if sample.role and sample.role != place[sample.patient]:
             pair = (sample.role, place[sample.patient])
             left[pair] += 1
-            people.setdefault(pair, set()).add(sample.patient)
+            first.setdefault(pair, sample.path.name)
     return kept, [
-        f"{count} images of {role} left out: {len(people[role, other])} patients are in {other} too"
+        f"{count} images of {role} left out, e.g. {first[role, other]}: their patients are in {other} too"
         for (role, other), count in sorted(left.items())
     ]
 

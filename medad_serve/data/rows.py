@@ -60,6 +60,8 @@ def read_sheet(path: Path, required: Collection[str]) -> Sheet:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return _parse(path, file, required)
+    except FileNotFoundError:
+        raise MedadError(f"there is no file {path}", "Name the CSV itself, or write it there") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MedadError(f"{path} cannot be read ({type(error).__name__})", "Write it as CSV in UTF-8") from None
 

@@ -110,5 +110,7 @@ def read_table(source: str, options: Options | None = None) -> Table:
         raise MedadError(f"{root} cannot be read: permission denied", "Check the rights of the folder") from None
     if not any(s.label == 0 for s in table.samples):
         notes = "; ".join(table.notes)
-        raise MedadError(f"{root} holds no healthy scan" + (f" ({notes})" if notes else ""), "Check reads and files")
+        raise MedadError(
+            f"{root} holds no healthy scan" + (f" ({notes})" if notes else ""), "Check how its files are labelled"
+        )
     return table

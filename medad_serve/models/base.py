@@ -86,6 +86,8 @@ class Family:
     channels: int
     phantom: str
     """Name of the synthetic data set that suits it."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """Training settings that are this model's own, over the general defaults."""
     quick: tuple[str, ...] = ()
     """``key=value`` of a run that ends within minutes on two cores (quickstart)."""
     trial_size: tuple[int, ...] | None = None
@@ -123,6 +125,7 @@ def register(
     prep: PrepSpec,
     input: InputSpec | None = None,
     channels: int = 1,
+    train: dict[str, Any] | None = None,
     quick: tuple[str, ...] = (),
     trial_size: tuple[int, ...] | None = None,
     trial_settings: dict[str, Any] | None = None,
@@ -144,6 +147,7 @@ def register(
             prep,
             channels,
             phantom,
+            train or {},
             quick,
             trial_size,
             trial_settings or {},

@@ -156,6 +156,10 @@ class DenoisingAutoencoder(AnomalyModel):
             raise MedadError(
                 f"size {height}x{width} does not divide by {stride}", "Choose e.g. prep.size=[128,128] or fewer widths"
             )
+        if 4 * settings.margin >= min(height, width):
+            raise MedadError(
+                f"a margin of {settings.margin} leaves too little of {height}x{width}", "Lower settings.margin"
+            )
         self.settings = settings
         self.count = max(1, round(settings.top * height * width))
         self.network = UNet(channels, settings.widths, settings.patch)
@@ -206,6 +210,14 @@ HEAD_CT_PREP = PrepSpec(window=Window(center=40, width=80), foreground=Foregroun
     phantom="head-ct",
     prep=HEAD_CT_PREP,
     input=HEAD_CT_INPUT,
+    train={
+        "max_epochs": 120,
+        "validate_every": 10,
+        "patience": 12,
+        "batch_size": 8,
+        "scheduler": "cosine",
+        "gradient_clip": 1.0,
+    },
     quick=(
         "train.max_epochs=5",
         "train.batch_size=8",

@@ -127,6 +127,15 @@ def _adopt(settings: dict[str, Any]) -> dict[str, Any]:
     phantom="vertebrae",
     prep=VERTEBRA_PREP,
     input=VERTEBRA_INPUT,
+    train={
+        "optimizer": "adamw",
+        "learning_rate": 1e-4,
+        "weight_decay": 1e-2,
+        "batch_size": 4,
+        "max_epochs": 100,
+        "monitor": "val/auroc",
+        "patience": 20,
+    },
     quick=(
         "settings.layers=[2,2]",
         *QUICK,

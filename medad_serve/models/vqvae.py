@@ -263,6 +263,7 @@ def _shares(chosen: Sequence[Score]) -> Tensor:
     # A training image takes 0.25 s of one core at this size (its forward and backward pass), four times that at 256.
     prep=PrepSpec(size=(128, 128)),
     input=InputSpec(min_size=32),
+    train={"learning_rate": 1e-4, "patience": 10, "min_delta": 1e-4},  # the source's
     quick=(
         "prep.size=[64,64]",
         "settings.n_hiddens=64",

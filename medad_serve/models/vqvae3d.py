@@ -125,7 +125,14 @@ class Vqvae3d(AnomalyModel):
     a map; those chosen are z-scored by what ``finish`` finds on held-out normals, and averaged.
     """
 
-    outputs = ("score", "heatmap", "reconstruction", "alignment", "codes")
+    outputs = (
+        "score",
+        "heatmap",
+        "reconstruction",
+        "alignment",
+        "codes",
+        *(f"score_{name}" for name in SCORES),
+    )
 
     def __init__(self, shape: Shape, settings: Vqvae3dSettings) -> None:
         super().__init__()
@@ -194,13 +201,15 @@ class Vqvae3d(AnomalyModel):
         """Return every output; ``alignment (N, 1, D, H, W)`` is the alignment loss map, ``codes`` are int64."""
         maps, reconstruction, found = self.maps(x)
         chosen = [SCORES.index(name) for name in self.settings.scores]
+        scores = self._pooled(maps)
         return {
-            "score": self.score_scale(self._pooled(maps))[:, chosen].mean(dim=1),
+            "score": self.score_scale(scores)[:, chosen].mean(dim=1),
             # Better than normal is not anomalous: the map ends at 0.
             "heatmap": self.map_scale(maps)[:, chosen].mean(dim=1, keepdim=True).relu(),
             "reconstruction": reconstruction,
             "alignment": maps[:, 1:2],
             "codes": found.codes,
+            **{f"score_{name}": scores[:, i] for i, name in enumerate(SCORES)},
         }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -257,6 +266,8 @@ TRIAL = {"hidden": (8, 16), "latent_dim": 16, "num_embeddings": 16, "residual_la
     phantom="vertebrae",
     prep=VERTEBRA_PREP,
     input=VERTEBRA_INPUT,
+    # The source's; augmentations are the recipe's.
+    train={"optimizer": "adamw", "learning_rate": 1e-4, "batch_size": 4, "max_epochs": 200, "patience": 20},
     quick=(
         "prep.size=[32,32,32]",
         "settings.hidden=[16,32]",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from medad_serve.errors import InputError
 from medad_serve.io import Pixels
 from medad_serve.spec import InputSpec, PrepSpec
@@ -32,7 +30,7 @@ def check_input(pixels: Pixels, spec: InputSpec, prep: PrepSpec) -> None:
     _check_size(pixels, spec, prep)
     if spec.values and not by_region(pixels, prep):
         low, high = spec.values
-        if np.nanmin(pixels.array) < low or np.nanmax(pixels.array) > high:
+        if (pixels.array < low).any() or (pixels.array > high).any():
             raise InputError(422, f"the values lie outside {low:g} to {high:g}, which the model reads", spec.hint)
 
 
@@ -42,7 +40,8 @@ def _check_size(pixels: Pixels, spec: InputSpec, prep: PrepSpec) -> None:
     if prep.is_volume and pixels.frames == 1:
         raise InputError(422, "the model reads volumes, this is a single image", "Send a volume: .npy, NIfTI or a ZIP")
     if prep.is_volume and pixels.facts.uneven:
-        fault = f"the model reads volumes, the slices make none: {pixels.facts.uneven}"
+        why = "; ".join(dict.fromkeys((*pixels.facts.notes, pixels.facts.uneven)))
+        fault = f"the model reads volumes, the slices make none: {why}"
         raise InputError(422, fault, "Send every slice of one series, each once")
     if min(pixels.array.shape[1:3]) < spec.min_size:
         raise InputError(422, f"the image is {found} pixels", f"Send at least {spec.min_size}x{spec.min_size}")

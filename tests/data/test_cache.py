@@ -68,7 +68,10 @@ def test_bad_files_are_left_out_and_listed(table: Table, tmp_path: Path) -> None
     made = _load(mixed, tmp_path / "cache")
     assert made.patients == (table.samples[0].patient, table.samples[1].patient)
     assert len(made.faults) == 1
-    assert "SECRETNAME" not in made.faults[0]
+    assert made.faults[0].startswith(f"{bad}: the input is text")  # told to who named the folder
+    stored = [p.read_bytes() for p in (tmp_path / "cache").glob("*/*")]
+    assert stored
+    assert not any(b"SECRETNAME" in content for content in stored)  # and kept nowhere
     with pytest.raises(MedadError, match="none of 1 files could be used"):
         _load(Table((Sample(bad, "x", 0),)), tmp_path / "cache")
     assert not [p for p in (tmp_path / "cache").iterdir() if p.name.startswith(".")]

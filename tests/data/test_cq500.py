@@ -94,8 +94,9 @@ def test_an_empty_class_is_named(tmp_path: Path) -> None:
     assert set(read_table(f"cq500:{tmp_path / 'a'}").patients().values()) == {0}  # enough to measure specificity
     with pytest.raises(MedadError, match="no reads of Tumour"):
         read_table(f"cq500:{tmp_path / 'a'}", {"abnormal": "Tumour"})
-    with pytest.raises(MedadError, match="holds no abnormal patient"):
-        create_run(resolve("ae", f"cq500:{tmp_path / 'a'}", None, []), tmp_path / "runs")
+    watching = ["train.monitor=val/auroc"]
+    with pytest.raises(MedadError, match="holds no abnormal patient, which ae with monitor val/auroc needs"):
+        create_run(resolve("ae", f"cq500:{tmp_path / 'a'}", None, watching), tmp_path / "runs")
     (tmp_path / "b").mkdir()
     _tree(tmp_path / "b", {1: [1] * 9})
     with pytest.raises(MedadError, match="no healthy scan"):

@@ -66,8 +66,8 @@ def test_a_patient_of_train_and_test_only_tests(tmp_path: Path) -> None:
     assert table.given_roles() == {"1": "validation", "7": "test"}
     assert [s.path.name for s in table.samples] == ["NORMAL-7-3.jpeg", "CNV-1-9.jpeg"]
     assert table.notes == (
-        "2 images of train left out: 1 patients are in test too",
-        "1 images of train left out: 1 patients are in validation too",
+        "2 images of train left out, e.g. CNV-7-1.jpeg: their patients are in test too",
+        "1 images of train left out, e.g. NORMAL-1-1.jpeg: their patients are in validation too",
     )
 
 

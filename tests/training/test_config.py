@@ -90,3 +90,11 @@ def test_missing_data_and_configuration_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(MedadError, match="cannot read"):
         resolve("ae", DATA, str(tmp_path / "broken.yaml"), [])
+
+
+def test_a_model_brings_training_settings_of_its_own() -> None:
+    train = resolve("vqvae3d", "volumes:.", None, []).train
+    assert (train.optimizer, train.learning_rate, train.batch_size) == ("adamw", 1e-4, 4)
+    assert (train.max_epochs, train.patience) == (200, 20)
+    train = resolve("vqvae", "folders:.", None, ["train.patience=3"]).train
+    assert (train.learning_rate, train.patience, train.min_delta) == (1e-4, 3, 1e-4)

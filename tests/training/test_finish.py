@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from medad_serve.crossvalidation import write_folds
+from medad_serve.data.phantoms import write_head_ct
 from medad_serve.errors import MedadError
 from medad_serve.evaluation import evaluate, export_run
 from medad_serve.models import base
@@ -18,7 +19,7 @@ from medad_serve.models.autoencoders import Autoencoder
 from medad_serve.models.base import Log, Shape, families
 from medad_serve.training.config import resolve
 from medad_serve.training.fit import fit
-from medad_serve.training.run import create_run, same_run
+from medad_serve.training.run import create_run, open_run, same_run
 
 SMALL = ["train.max_epochs=1", "settings.hidden_dim=16", "settings.latent_dim=4", "calibration.policy=specificity=0.8"]
 
@@ -131,3 +132,21 @@ def test_a_model_that_builds_on_another_asks_for_its_run(cq500: Path, tmp_path: 
     other = create_run(resolve("ae", f"cq500:{cq500}", None, SMALL), tmp_path)
     with pytest.raises(MedadError, match="cannot start from .*, a run of ae. Name a run of vqvae3d"):
         resolve("fracture", None, None, [f"init={other.path}"])
+
+
+def test_a_detector_trains_and_exports_on_healthy_patients_alone(tmp_path: Path) -> None:
+    write_head_ct(tmp_path / "data", healthy=40, abnormal=0, slices=1, seed=0)
+    run = create_run(resolve("ae", f"cq500:{tmp_path / 'data'}", None, [*SMALL, "train.batch_size=8"]), tmp_path)
+    said: list[str] = []
+    fit(run, run.prepared(), said.append)
+    assert "no patient is abnormal: only specificity will be measured" in said
+    artifact = export_run(run, ["onnx"])
+    metrics, _ = evaluate(artifact)
+    assert metrics["slice"]["auroc"]["value"] is None
+    assert 0 <= metrics["slice"]["specificity"]["value"] <= 1
+
+
+def test_the_folder_of_folds_names_one(tmp_path: Path) -> None:
+    (tmp_path / "ae" / "fold_2").mkdir(parents=True)
+    with pytest.raises(MedadError, match=r"holds folds. Name one of them, e.g. .*fold_2"):
+        open_run(tmp_path / "ae")
