@@ -21,13 +21,13 @@ def relative_difference(found: NDArray[np.floating], expected: NDArray[np.floati
     """Return the largest difference relative to the largest magnitude of the same item.
 
     Per item and not per element: a squared error of nearly zero has no meaningful relative error of its own. Nor
-    has an item that is nearly zero as a whole, such as a z-score or the map of a normal scan: every item is held
-    against the median one at least.
+    has an item that is nearly zero as a whole: a single value, such as a z-score, is held against the median item
+    at least, the map of a normal scan against a tenth of it.
     """
     items = len(expected)
     difference = np.abs(found.astype(np.float64) - expected).reshape(items, -1).max(axis=1)
     magnitude = np.abs(expected.astype(np.float64)).reshape(items, -1).max(axis=1)
-    magnitude = np.maximum(magnitude, np.median(magnitude))
+    magnitude = np.maximum(magnitude, np.median(magnitude) * (1.0 if expected.ndim == 1 else 0.1))
     return float(np.max(difference / np.maximum(magnitude, np.finfo(np.float32).tiny)))
 
 

@@ -200,9 +200,14 @@ def test_every_form_is_answered_over_http_as_in_process(
     expected = predictor.predict(list(files.values())[:4], [Options(heatmap="npy")] * 4)
     for found, wanted in zip(good, expected, strict=True):
         known = wanted.to_json()
-        assert {k: v for k, v in found.items() if k != "timing_ms"} == {
-            k: v for k, v in known.items() if k != "timing_ms"
+        # The server's worker runs another number of threads, and sums of a convolution come out in another order.
+        floats = ("score", "timing_ms", "heatmap")
+        assert {k: v for k, v in found.items() if k not in floats} == {
+            k: v for k, v in known.items() if k not in floats
         }
+        assert found["score"] == pytest.approx(known["score"], rel=1e-5)
+        here, there = (np.load(io.BytesIO(base64.b64decode(a["heatmap"]["data"]))) for a in (found, known))
+        np.testing.assert_allclose(here, there, atol=1e-4 * float(there.max()))
     scores = [answer["score"] for answer in good]
     assert scores[:3] == pytest.approx([scores[0]] * 3, rel=1e-6)
     assert scores[3] == pytest.approx(scores[0], abs=0.05)  # stored in thousandths

@@ -84,9 +84,15 @@ def test_nan_is_never_within_the_tolerance(bundle: Bundle) -> None:
 
 
 def test_relative_difference_is_per_item() -> None:
-    expected = np.array([[1.0, 0.0], [100.0, 1e-9]], np.float32)
-    found = np.array([[1.0, 0.01], [100.0, 0.0]], np.float32)
+    expected = np.array([[1.0, 0.0], [10.0, 1e-9]], np.float32)
+    found = np.array([[1.0, 0.01], [10.0, 0.0]], np.float32)
     assert relative_difference(found, expected) == pytest.approx(0.01)
+
+
+def test_a_map_of_nearly_zero_is_held_against_a_tenth_of_the_median_item() -> None:
+    expected = np.array([[1e-6, 0.0], [1.0, 0.5], [2.0, 0.5]], np.float32)
+    found = expected + np.array([[0, 2e-6], [0, 0], [0, 0]], np.float32)
+    assert relative_difference(found, expected) == pytest.approx(2e-5, rel=1e-3)
 
 
 def test_a_single_value_near_zero_is_held_against_the_median_item() -> None:
