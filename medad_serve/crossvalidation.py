@@ -8,32 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medad_serve.calibration import HeldOut
 from medad_serve.data import Prepared
-from medad_serve.evaluation import BASELINES
+from medad_serve.evaluation import score_rows
 from medad_serve.export.graph import EagerRuntime
 from medad_serve.files import write_whole
 from medad_serve.metrics import auroc, summarise
-from medad_serve.runtime import Selection, batches
 from medad_serve.training.run import Run
 
 FOLDS = "folds.json"
-Values = dict[str, NDArray[np.float64]]
-
-
-def _test_scores(run: Run, data: Prepared) -> tuple[Values, NDArray[np.int64]]:
-    """Score the test rows of one fold, by the model and by trivial measures; return the rows beside them."""
-    rows = data.rows(run.split.patients("test"))
-    chosen = Selection(data.tensor, rows)
-    found: dict[str, list[NDArray[np.floating]]] = {name: [] for name in ("score", *BASELINES)}
-    for part, outputs in batches(EagerRuntime(run.trained()), chosen, ["score"]):
-        flat = chosen[part].reshape(len(outputs["score"]), -1)
-        found["score"].append(outputs["score"])
-        for name, baseline in BASELINES.items():
-            found[name].append(baseline(flat))
-    return {name: np.concatenate(parts).astype(np.float64) for name, parts in found.items()}, rows
 
 
 def _figures(folds: Sequence[HeldOut]) -> dict[str, Any]:
@@ -58,10 +42,11 @@ def cross_validate(runs: Sequence[Run], data: Prepared) -> dict[str, Any]:
     """Measure the finished runs of all folds on their test patients, beside trivial baselines."""
     by_name: dict[str, list[HeldOut]] = {}
     for run in runs:
-        values, rows = _test_scores(run, data)
+        rows = data.rows(run.split.patients("test"))
+        scores, baselines = score_rows(EagerRuntime(run.trained()), data, rows, ["score"])
         patients = tuple(data.patients[r] for r in rows)
-        for name, scores in values.items():
-            by_name.setdefault(name, []).append(HeldOut(scores, data.labels[rows], patients))
+        for name, values in (scores | baselines).items():
+            by_name.setdefault(name, []).append(HeldOut(values, data.labels[rows], patients))
     figures = {name: _figures(folds) for name, folds in by_name.items()}
     return {
         "runs": [str(run.path) for run in runs],

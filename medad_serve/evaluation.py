@@ -36,6 +36,7 @@ BASELINES: dict[str, Callable[[NDArray[np.float32]], NDArray[Any]]] = {
     "std": lambda flat: flat.std(axis=1),
 }
 """What the prepared pixels ``(N, values)`` of an item say of it without any model."""
+Values = NDArray[np.float64]
 PARITY_INPUTS = 64
 PARITY_VALUES = 2**23
 """Most input values that parity is proven on: four volumes of 128^3."""
@@ -275,17 +276,7 @@ def score(subject: Subject) -> Scored:
     rows = np.array([r for r, digest in enumerate(data.digests) if _short(digest) not in subject.seen], np.int64)
     if not len(rows):
         raise MedadError("every file of the data went into making the model", "Evaluate on files that it never saw")
-    chosen = Selection(data.tensor, rows)
-    names = ["score", *_components(subject, chosen)]
-    outputs: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
-    trivial: dict[str, list[NDArray[Any]]] = {name: [] for name in BASELINES}
-    for part, found in batches(subject.runtime, chosen, names):
-        for name in names:
-            outputs[name].append(found[name])
-        flat = chosen[part].reshape(len(found["score"]), -1)
-        for name, baseline in BASELINES.items():
-            trivial[name].append(baseline(flat))
-    scores = {name: np.concatenate(values).astype(np.float64) for name, values in outputs.items()}
+    scores, baselines = score_rows(subject.runtime, data, rows, ["score", *_components(subject, rows)])
     if not all(np.isfinite(values).all() for values in scores.values()):
         raise MedadError("the model gives scores that are not finite", "Train again with a lower learning rate")
     labels, patients = data.labels[rows], tuple(data.patients[r] for r in rows)
@@ -294,13 +285,33 @@ def score(subject: Subject) -> Scored:
         items=HeldOut(scores.pop("score"), labels, patients),
         classes=classes_of(labels, [data.kinds[r] for r in rows]),
         components=scores,
-        baselines={name: np.concatenate(values).astype(np.float64) for name, values in trivial.items()},
+        baselines=baselines,
     )
 
 
-def _components(subject: Subject, chosen: Selection) -> list[str]:
+def score_rows(
+    runtime: Runtime, data: Prepared, rows: NDArray[np.int64], names: Sequence[str]
+) -> tuple[dict[str, Values], dict[str, Values]]:
+    """Return the outputs of rows that are one number an item, and what their pixels alone say, ``(N,)`` each."""
+    chosen = Selection(data.tensor, rows)
+    outputs: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+    trivial: dict[str, list[NDArray[Any]]] = {name: [] for name in BASELINES}
+    for part, found in batches(runtime, chosen, names):
+        for name in names:
+            outputs[name].append(found[name])
+        values = chosen[part]
+        for name, baseline in BASELINES.items():
+            trivial[name].append(baseline(values.reshape(len(values), -1)))
+    return _joined(outputs), _joined(trivial)
+
+
+def _joined(parts: dict[str, list[NDArray[Any]]]) -> dict[str, Values]:
+    return {name: np.concatenate(values).astype(np.float64) for name, values in parts.items()}
+
+
+def _components(subject: Subject, rows: NDArray[np.int64]) -> list[str]:
     """Name the outputs beside ``score`` that are one number an item."""
-    found = subject.runtime.run(np.ascontiguousarray(chosen[:1]), subject.outputs)
+    found = subject.runtime.run(Selection(subject.data.tensor, rows)[:1], subject.outputs)
     return [n for n in subject.outputs if n != "score" and found[n].ndim == 1 and found[n].dtype.kind == "f"]
 
 

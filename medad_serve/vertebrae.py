@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medad_serve.errors import InputError, MedadError
 from medad_serve.files import write_whole
 from medad_serve.io import Pixels, decode
-from medad_serve.prep.regions import Affine, Region, Scheme, Structure, cut, find_structures, measured
+from medad_serve.prep.regions import Affine, Region, Scheme, Structure, cut_whole, find_structures, measured
 from medad_serve.prep.window import FloatArray
 from medad_serve.spec import Frozen, Regions, Window, validated
 
@@ -189,14 +189,13 @@ def crop_scan(
         found = find_structures(labels, affine, spec, scheme)
     except InputError as error:
         raise MedadError(f"{mask}: {error.message}", f"{error.hint}, or give --scheme") from None
-    whole, left_out = [s for s in found if not s.fault], tuple(s for s in found if s.fault)
-    if not whole:
+    left_out = tuple(s for s in found if s.fault)
+    if len(left_out) == len(found):
         why = "; ".join(f"{s.name} {s.fault}" for s in left_out) or "no vertebra is labelled"
         raise MedadError(f"{mask} marks no vertebra that can be cut ({why})", "Give a scan that holds one whole")
     facts: dict[str, CropFacts] = {}
     with _staging(out) as staged:
-        for structure in whole:
-            region = cut(array, affine, structure, spec)
+        for region in cut_whole(array, affine, found, spec):
             name = f"vol_{patient}_{region.name}{SUFFIX[kind]}"
             _write(staged / name, region, kind)
             facts[name] = _facts(patient, region, spec)

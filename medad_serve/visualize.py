@@ -17,6 +17,7 @@ from medad_serve.evaluation import Scored, Subject, beside, measure, open_subjec
 from medad_serve.report import (
     Listing,
     Row,
+    cell,
     constants,
     plot_history,
     plot_rows,
@@ -214,13 +215,6 @@ def _facts(subject: Subject, metrics: dict[str, Any]) -> dict[str, str]:
         "patient score": metrics["aggregation"],
         "files that could not be read": str(metrics["faults"]),
     }
-
-
-def cell(figure: dict[str, float | None]) -> str:
-    """Write a figure with its interval; a dash where the data do not determine it."""
-    if figure["value"] is None:
-        return "-"
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 def _tables(metrics: dict[str, Any], finish: Path | None) -> list[Listing]:

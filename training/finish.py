@@ -16,7 +16,7 @@ from medad_serve.data import Prepared
 from medad_serve.files import whole_directory, write_whole
 from medad_serve.models import AnomalyModel
 from medad_serve.training.augment import Augment
-from medad_serve.training.run import BEST, FINISH, LATENT, Run
+from medad_serve.training.run import BEST, FINISH, LATENT, PREFIX, Run, read_checkpoint, weights_of, write_checkpoint
 
 CODES = "codes"
 
@@ -45,17 +45,15 @@ def finish_model(model: AnomalyModel, folder: Path, train: Normals, held_out: No
     """Fit what scoring needs on the best weights of ``folder`` and keep it there, with its figures in a CSV."""
     if type(model).finish is AnomalyModel.finish:
         return
-    checkpoint = torch.load(folder / BEST, map_location="cpu", weights_only=True)
-    model.load_state_dict({name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()})
+    checkpoint = read_checkpoint(folder / BEST)
+    model.load_state_dict(weights_of(checkpoint))
     model.to(train.device).eval()
     figures: list[dict[str, float]] = []
     model.finish(train, held_out, figures.append)
-    checkpoint["state_dict"] = {f"model.{name}": value.cpu() for name, value in model.state_dict().items()}
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
+    checkpoint["state_dict"] = {f"{PREFIX}{name}": value.cpu() for name, value in model.state_dict().items()}
     if figures:
         write_whole(folder / FINISH, _csv(figures))
-    write_whole(folder / BEST, buffer.getvalue())
+    write_checkpoint(folder / BEST, checkpoint)
 
 
 def _csv(figures: list[dict[str, float]]) -> str:

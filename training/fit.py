@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import logging
 import sys
 import time
@@ -17,7 +16,6 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
@@ -34,7 +32,7 @@ from medad_serve.training.augment import Augment, AugmentSettings
 from medad_serve.training.batches import loader
 from medad_serve.training.finish import Normals, finish_model, save_codes
 from medad_serve.training.loggers import run_loggers
-from medad_serve.training.run import BEST, DONE, LAST, METRICS, Run
+from medad_serve.training.run import BEST, DONE, LAST, METRICS, Run, read_checkpoint, write_checkpoint
 from medad_serve.training.task import DetectorTask, direction, logged
 
 Say = Callable[[str], None]
@@ -83,19 +81,17 @@ class Progress(Callback):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it: a kill leaves the one before."""
+    """Writes a checkpoint whole or not at all."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write one checkpoint."""
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_whole(Path(path), buffer.getvalue())
+        write_checkpoint(Path(path), checkpoint)
 
 
 def _readable(checkpoint: Path) -> bool:
     """Whether a checkpoint can be resumed from; a damaged one is removed, so that training starts over."""
     try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
+        read_checkpoint(checkpoint)
     except FileNotFoundError:
         return False
     except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError):
@@ -233,7 +229,7 @@ def _train(job: Job, say: Say, more: Sequence[Callback], loggers: list[Logger] |
 
 def steps_of_best(folder: Path) -> int:
     """Return the optimizer steps that the best checkpoint has seen."""
-    return int(torch.load(folder / BEST, map_location="cpu", weights_only=True)["global_step"])
+    return int(read_checkpoint(folder / BEST)["global_step"])
 
 
 def _require_calibration(run: Run, data: Prepared) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 import yaml
@@ -29,6 +31,28 @@ CONFIG, SPLIT, BEST, LAST, METRICS, DONE = (
 )
 FINISH = "finish.csv"
 LATENT = "latent"
+
+
+PREFIX = "model."
+"""Of the model's weights in a checkpoint of the Lightning task."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, tensors and plain values alone."""
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint
+
+
+def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint beside its place and rename it: a kill leaves the one before."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the weights under the names that the model itself gives them."""
+    return {name.removeprefix(PREFIX): value for name, value in checkpoint["state_dict"].items()}
 
 
 @dataclass(frozen=True)
@@ -90,16 +114,15 @@ class Run:
 
     def trained(self, folder: Path | None = None) -> AnomalyModel:
         """Return the model with the best weights, in evaluation mode; ``folder`` picks a fold."""
-        path = (folder or self.path) / BEST
         if not ((folder or self.path) / DONE).is_file():
             raise MedadError(
                 f"{folder or self.path} is not trained to its end",
                 f"Run: medad-serve train --resume {self.path}",
             )
+        path = (folder or self.path) / BEST
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
             model = self.build()
-            model.load_state_dict({k.removeprefix("model."): v for k, v in state.items()})
+            model.load_state_dict(weights_of(read_checkpoint(path)))
         except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
             raise MedadError(f"{path} cannot be read ({type(error).__name__})", "Train again") from None
         return model.eval()
@@ -109,12 +132,13 @@ def create_run(config: RunConfig, root: Path) -> Run:
     """Read the data, draw the split and write a fresh run directory."""
     table = read_table(config.data, config.data_options)
     labels = table.patients()
-    if 1 not in labels.values() and _needs_abnormal(config):
+    supervised = family(config.model).build(config.prep, config.settings).supervised
+    if 1 not in labels.values() and (supervised or config.train.monitor.endswith(("auroc", "auprc"))):
         raise MedadError(
             f"{config.data} holds no abnormal patient, which {config.model} with monitor {config.train.monitor} needs",
             "Label some as abnormal, or watch val/loss",
         )
-    split = _draw(config, table, labels)
+    split = _draw(config, table, labels, supervised)
     stem = _home(config, root) / datetime.now().strftime("%Y%m%d-%H%M%S")
     path, attempt = stem, 1
     while True:
@@ -134,12 +158,6 @@ def create_run(config: RunConfig, root: Path) -> Run:
     return Run(path, config, split)
 
 
-def _needs_abnormal(config: RunConfig) -> bool:
-    """Whether training itself looks at abnormal patients, rather than reporting alone."""
-    watches_both = config.train.monitor.endswith(("auroc", "auprc"))
-    return watches_both or family(config.model).build(config.prep, config.settings).supervised
-
-
 def _home(config: RunConfig, root: Path) -> Path:
     """Return the folder that holds the runs of an experiment, or of one of its folds."""
     fold = config.split.fold
@@ -152,9 +170,8 @@ def same_run(config: RunConfig, root: Path) -> Run | None:
     return next((run for run in reversed(found) if run.config == config), None)
 
 
-def _draw(config: RunConfig, table: Table, labels: dict[str, int]) -> Split:
+def _draw(config: RunConfig, table: Table, labels: dict[str, int], supervised: bool) -> Split:
     """Draw the split, or keep that of the run which training starts from where its patients are these."""
-    supervised = family(config.model).build(config.prep, config.settings).supervised
     parent = open_run(Path(config.init)).split if config.init else None
     if parent is not None and parent.roles.keys() == labels.keys():
         return inherit_split(parent, labels, config.split, supervised)

@@ -81,6 +81,7 @@ def _train_one(run: Run) -> Prepared:
 def _train_folds(model: str, data: str | None, config: str | None, overrides: tuple[str, ...], runs: Path) -> None:
     """Train a run a fold, going on with those that are there, and show what they score together."""
     from medad_serve.crossvalidation import write_folds
+    from medad_serve.report import cell
     from medad_serve.training.config import resolve
     from medad_serve.training.run import create_run, same_run
 
@@ -95,7 +96,7 @@ def _train_folds(model: str, data: str | None, config: str | None, overrides: tu
     rows = table(f"{count} folds, {figures['test_patients']} test patients", "score", "AUROC, mean of folds", "pooled")
     for name, found in {model: figures, **{f"baseline: {n}": f for n, f in figures["baselines"].items()}}.items():
         each = found["auroc"]
-        rows.add_row(name, f"{each['mean']:.3f} +- {each['sd']:.3f}", _cell(found["pooled"]["auroc"]))
+        rows.add_row(name, f"{each['mean']:.3f} +- {each['sd']:.3f}", cell(found["pooled"]["auroc"]))
     out.print(rows)
     out.print(str(written), markup=False)
 
@@ -126,12 +127,6 @@ RANKING = ("auroc", "auprc")
 DECISIONS = ("sensitivity", "specificity", "precision", "f1", "accuracy")
 
 
-def _cell(figure: dict[str, float | None]) -> str:
-    if figure["value"] is None:
-        return "-"
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-
-
 def _parts(metrics: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield both levels, each followed by its classes where there are several."""
     for level in (metrics["unit"], "patient"):
@@ -141,22 +136,26 @@ def _parts(metrics: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _ranking(metrics: dict[str, Any]) -> RichTable:
+    from medad_serve.report import cell
+
     rows = table(f"{metrics['runtime']}, {metrics['split']} patients", "level", "normal", "abnormal", "AUROC", "AUPRC")
     for name, found in _parts(metrics):
         counts = (str(found["normal"]), str(found["abnormal"]))
-        rows.add_row(escape(name), *counts, *(_cell(found[figure]) for figure in RANKING))
+        rows.add_row(escape(name), *counts, *(cell(found[figure]) for figure in RANKING))
     for name, found in metrics["scores"].items():
-        rows.add_row(name, "", "", _cell(found["auroc"]))
+        rows.add_row(name, "", "", cell(found["auroc"]))
     for name, found in metrics["baselines"].items():
-        rows.add_row(f"baseline: {name}", "", "", _cell(found["auroc"]))
+        rows.add_row(f"baseline: {name}", "", "", cell(found["auroc"]))
     return rows
 
 
 def _decisions(metrics: dict[str, Any]) -> RichTable:
+    from medad_serve.report import cell
+
     made = metrics["calibration"]["method"].replace("_", " ")
     rows = table(f"at the cutoff {metrics['policy']}, calibrated {made}", "level", *DECISIONS)
     for name, found in _parts(metrics):
-        rows.add_row(escape(name), *(_cell(found[figure]) for figure in DECISIONS))
+        rows.add_row(escape(name), *(cell(found[figure]) for figure in DECISIONS))
     return rows
 
 

@@ -34,6 +34,16 @@ class Quantized(NamedTuple):
     usage: Tensor
     """Share of the codebook that this batch uses."""
 
+    def terms(self, recon_loss: Tensor) -> dict[str, Tensor]:
+        """Return the named loss terms of a VQ-VAE: reconstruction and quantiser, with the state of the codebook."""
+        return {
+            "loss": recon_loss + self.loss,
+            "recon_loss": recon_loss,
+            "vq_loss": self.loss,
+            "perplexity": self.perplexity,
+            "codebook_usage": self.usage,
+        }
+
 
 class Quantizer(nn.Module):
     """Codebook of ``codes`` vectors of ``dim`` channels (van den Oord et al., Neural Discrete Representation Learning).

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,7 +14,7 @@ from medad_serve.errors import MedadError
 from medad_serve.models.base import AnomalyModel, Batch, Log, Shape, register
 from medad_serve.models.prior import CodePrior, fit_prior
 from medad_serve.models.quantizer import Quantized, Quantizer, Update
-from medad_serve.models.zscore import Moments, ZScore
+from medad_serve.models.zscore import ZScore, some_of, take_moments
 from medad_serve.spec import Frozen, InputSpec, PrepSpec
 
 Score = Literal["reconstruction", "alignment", "nll"]
@@ -49,17 +49,10 @@ class VqvaeSettings(Frozen):
     prior_passes: int = Field(1, ge=1)
     """Times the training images are read for codes: above 1 where train.augment varies them."""
     prior_learning_rate: float = Field(1e-3, gt=0)
-    scores: tuple[Score, ...] = SCORES
+    scores: Annotated[tuple[Score, ...], some_of(SCORES)] = SCORES
     """Whose z-scores make up the score and the heatmap."""
     score_share: float = Field(1.0, gt=0, le=1)
     """Share of the highest values of a map that its score averages: below 1 for lesions small beside the image."""
-
-    @field_validator("scores")
-    @classmethod
-    def _scores_are_some(cls, scores: tuple[Score, ...]) -> tuple[Score, ...]:
-        if not scores or len(set(scores)) != len(scores):
-            raise ValueError(f"must name one or more of {', '.join(SCORES)}, each once")
-        return scores
 
 
 class _Residual(nn.Module):
@@ -206,13 +199,7 @@ class Vqvae(AnomalyModel):
         """Mean squared error and the quantiser's loss, with the state of the codebook."""
         found = self.encode(batch.x)
         recon_loss = F.mse_loss(self.decoder(found.quantized), batch.x)
-        return {
-            "loss": recon_loss + found.loss,
-            "recon_loss": recon_loss,
-            "vq_loss": found.loss,
-            "perplexity": found.perplexity,
-            "codebook_usage": found.usage,
-        }
+        return found.terms(recon_loss)
 
     def ties(self, x: Tensor) -> dict[str, Tensor]:
         """Return how nearly each position of ``codes`` took another code."""
@@ -230,14 +217,7 @@ class Vqvae(AnomalyModel):
             patience=self.settings.prior_patience,
             log=log,
         )
-        scores, maps = Moments(), Moments()
-        with torch.no_grad():
-            for x in held_out:
-                raw, spread, *_ = self._scored(x)
-                scores.add(raw)
-                maps.add(spread)
-        self.score_scale.take(scores)
-        self.map_scale.take(maps)
+        take_moments((self._scored(x)[:2] for x in held_out), self.score_scale, self.map_scale)
         self.weights.copy_(_shares(self.settings.scores))
         means = {f"{name}_mean": float(m) for name, m in zip(SCORES, self.score_scale.mean, strict=True)}
         log(means | {f"{name}_std": float(s) for name, s in zip(SCORES, self.score_scale.std, strict=True)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 from math import gcd, prod
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from medad_serve.errors import MedadError
 from medad_serve.models.base import AnomalyModel, Batch, Log, Shape, register
 from medad_serve.models.quantizer import Quantized, Quantizer, Update
-from medad_serve.models.zscore import Moments, ZScore
+from medad_serve.models.zscore import ZScore, some_of, take_moments
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, Regions, Window
 
 Score = Literal["reconstruction", "alignment"]
@@ -44,7 +44,7 @@ class Vqvae3dSettings(Frozen):
     """Training batches after which an unused code is seeded anew; 0: never."""
     checkpointing: bool = True
     """Compute activations anew in the backward pass instead of keeping them: less memory, a tenth more time."""
-    scores: tuple[Score, ...] = SCORES
+    scores: Annotated[tuple[Score, ...], some_of(SCORES)] = SCORES
     """Whose z-scores make up the score and the heatmap."""
     smoothing: int = Field(5, ge=1)
     """Voxels (odd) of the box over which the squared error is averaged."""
@@ -64,13 +64,6 @@ class Vqvae3dSettings(Frozen):
         if smoothing % 2 == 0:
             raise ValueError("must be odd")
         return smoothing
-
-    @field_validator("scores")
-    @classmethod
-    def _scores_are_some(cls, scores: tuple[Score, ...]) -> tuple[Score, ...]:
-        if not scores or len(set(scores)) != len(scores):
-            raise ValueError(f"must name one or more of {', '.join(SCORES)}, each once")
-        return scores
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -216,13 +209,7 @@ class Vqvae3d(AnomalyModel):
         """Mean squared error and the quantiser's loss, with the state of the codebook."""
         found = self.encode(batch.x)
         recon_loss = F.mse_loss(self._staged(self.decoder, found.quantized), batch.x)
-        return {
-            "loss": recon_loss + found.loss,
-            "recon_loss": recon_loss,
-            "vq_loss": found.loss,
-            "perplexity": found.perplexity,
-            "codebook_usage": found.usage,
-        }
+        return found.terms(recon_loss)
 
     def ties(self, x: Tensor) -> dict[str, Tensor]:
         """Return how nearly each position of ``codes`` took another code."""
@@ -231,16 +218,9 @@ class Vqvae3d(AnomalyModel):
 
     def finish(self, train: Iterable[Tensor], held_out: Iterable[Tensor], log: Log) -> None:
         """Find mean and deviation of each score and map on held-out normals."""
-        scores, maps = Moments(), Moments()
-        with torch.no_grad():
-            for x in held_out:
-                raw, *_ = self.maps(x)
-                scores.add(self._pooled(raw))
-                maps.add(raw)
-        if not scores.count:
+        found = ((self._pooled(raw), raw) for raw, *_ in map(self.maps, held_out))
+        if not take_moments(found, self.score_scale, self.map_scale):
             raise MedadError("no normal volumes are left to scale the scores by", "Add healthy patients")
-        self.score_scale.take(scores)
-        self.map_scale.take(maps)
         for kind, part in (("mean", self.score_scale.mean), ("std", self.score_scale.std)):
             log({f"{name}_{kind}": float(value) for name, value in zip(SCORES, part, strict=True)})
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 
@@ -43,3 +46,27 @@ class Moments:
         self.count += len(rows)
         self.sum = self.sum + rows.sum(dim=0)
         self.squares = self.squares + rows.square().sum(dim=0)
+
+
+@torch.no_grad()
+def take_moments(found: Iterable[tuple[Tensor, Tensor]], scores: ZScore, maps: ZScore) -> int:
+    """Standardise by batches of scores ``(N, n)`` and maps ``(N, n, *S)`` of normals; return how many items."""
+    of_scores, of_maps = Moments(), Moments()
+    for raw_scores, raw_maps in found:
+        of_scores.add(raw_scores)
+        of_maps.add(raw_maps)
+    if of_scores.count:
+        scores.take(of_scores)
+        maps.take(of_maps)
+    return of_scores.count
+
+
+def some_of(known: Sequence[str]) -> AfterValidator:
+    """Return the check of a setting that names some of the scores, each once."""
+
+    def check(chosen: tuple[str, ...]) -> tuple[str, ...]:
+        if not chosen or len(set(chosen)) != len(chosen):
+            raise ValueError(f"must name one or more of {', '.join(known)}, each once")
+        return chosen
+
+    return AfterValidator(check)

@@ -90,13 +90,12 @@ def _volume(pixels: Pixels, spec: PrepSpec) -> Prepared:
 
 
 def _regions(pixels: Pixels, spec: PrepSpec) -> Prepared:
-    from medad_serve.prep.regions import cut, find_structures, measured  # loads scipy
+    from medad_serve.prep.regions import cut_whole, find_structures, measured  # loads scipy
 
     if pixels.labels is None or pixels.affine is None or spec.regions is None:
         raise InputError(422, "the scan has no affine", "Send a scan that states its spacing and orientation")
     structures = find_structures(pixels.labels, pixels.affine, spec.regions)
-    values = measured(pixels, spec.regions)
-    found = [cut(values, pixels.affine, s, spec.regions) for s in structures if not s.fault]
+    found = list(cut_whole(measured(pixels, spec.regions), pixels.affine, structures, spec.regions))
     if not found:
         raise InputError(422, "the mask marks no structure that lies whole in the scan", "Send a larger scan")
     depth, height, width = pixels.array.shape

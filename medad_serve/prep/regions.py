@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -167,12 +168,10 @@ def cut(array: FloatArray, affine: Affine, structure: Structure, spec: Regions) 
     return Region(structure.label, structure.name, apply_window(values, spec.window), target)
 
 
-def cut_regions(
-    array: FloatArray, affine: Affine, labels: NDArray[np.int32], spec: Regions, scheme: Scheme = "auto"
-) -> list[Region]:
-    """Cut every whole vertebra of a CT, from the head down; those that cannot be cut are left out.
+def cut_whole(array: FloatArray, affine: Affine, structures: Iterable[Structure], spec: Regions) -> Iterator[Region]:
+    """Cut one vertebra of a CT after the other; those with a fault are left out.
 
-    ``array (D, H, W)`` in HU, ``labels`` on its grid, ``affine (4, 4)`` array index to RAS+ millimetres.
-    ``find_structures`` tells which are left out, and why.
+    ``array (D, H, W)`` in HU, ``affine (4, 4)`` its index to RAS+ millimetres, ``structures`` of
+    ``find_structures`` on its grid.
     """
-    return [cut(array, affine, s, spec) for s in find_structures(labels, affine, spec, scheme) if not s.fault]
+    return (cut(array, affine, structure, spec) for structure in structures if not structure.fault)

@@ -41,6 +41,13 @@ font-variant-numeric:tabular-nums}
 img{max-width:100%}figure{display:inline-block;margin:.4rem;width:14rem}figcaption{font-size:13px}.wrong{color:#b00}"""
 
 
+def cell(figure: dict[str, float | None]) -> str:
+    """Write a figure with its interval; a dash where the data do not determine it."""
+    if figure["value"] is None:
+        return "-"
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
 def _image(path: Path, alt: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'

@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation
 from medad_serve.errors import InputError
 from medad_serve.io import Pixels
 from medad_serve.prep import prepare
-from medad_serve.prep.regions import ORDER, SCHEMES, cut_regions, find_structures, level_names
+from medad_serve.prep.regions import ORDER, SCHEMES, Region, cut_whole, find_structures, level_names
 from medad_serve.prep.window import apply_window
 from medad_serve.spec import PrepSpec, Regions, Window
 
@@ -49,12 +49,16 @@ def _labels(points: np.ndarray, centres: dict[int, tuple[float, ...]] = CENTRES)
     return labels
 
 
+def _cut(scan: np.ndarray, affine: np.ndarray, labels: np.ndarray, spec: Regions) -> list[Region]:
+    return list(cut_whole(scan, affine, find_structures(labels, affine, spec), spec))
+
+
 @pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
 @pytest.mark.parametrize("spacing", [(2.5, 1.8, 2.1), (1.4, 1.4, 1.4)], ids=["coarse", "fine"])
 def test_each_crop_holds_the_scan_at_the_places_its_affine_tells(axes: np.ndarray, spacing: tuple[float, ...]) -> None:
     affine = _affine(axes, spacing)
     points = _grid(affine, SHAPE)
-    for region in cut_regions(_ramp(points).astype(np.float32), affine, _labels(points), SPEC):
+    for region in _cut(_ramp(points).astype(np.float32), affine, _labels(points), SPEC):
         there = _grid(region.affine, SPEC.size)
         index = (there - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
         inside = ((index >= 0) & (index <= np.array(SHAPE) - 1)).all(axis=-1)
@@ -68,7 +72,7 @@ def test_a_crop_is_centred_on_the_centroid_with_axes_up_back_and_left(axes: np.n
     affine = _affine(axes)
     points = _grid(affine, SHAPE)
     labels = _labels(points)
-    found = cut_regions(np.zeros(SHAPE, np.float32), affine, labels, SPEC)
+    found = _cut(np.zeros(SHAPE, np.float32), affine, labels, SPEC)
     assert [r.name for r in found] == ["L3", "L4"]
     for region in found:
         middle = region.affine @ [*((np.array(SPEC.size) - 1) / 2), 1]
@@ -83,7 +87,7 @@ def test_a_bright_point_is_found_where_the_affine_puts_it() -> None:
     scan = np.full(SHAPE, -1000, np.float32)
     landmark = (38, 30, 22)
     scan[landmark] = 3000
-    region = cut_regions(scan, affine, _labels(_grid(affine, SHAPE)), SPEC)[0]
+    region = _cut(scan, affine, _labels(_grid(affine, SHAPE)), SPEC)[0]
     brightest = np.unravel_index(region.volume.argmax(), region.volume.shape)
     offset = region.affine @ [*brightest, 1] - affine @ [*landmark, 1]
     assert np.abs(offset[:3]).max() <= 0.75
@@ -92,7 +96,7 @@ def test_a_bright_point_is_found_where_the_affine_puts_it() -> None:
 def test_beyond_the_scan_lies_the_windows_floor() -> None:
     affine = _affine(AXES["RAS"], (1.0, 1.0, 1.0))
     points = _grid(affine, SHAPE)
-    found = cut_regions(np.full(SHAPE, 800, np.float32), affine, _labels(points, {29: (0, 0, 0)}), SPEC)
+    found = _cut(np.full(SHAPE, 800, np.float32), affine, _labels(points, {29: (0, 0, 0)}), SPEC)
     there = np.abs(_grid(found[0].affine, SPEC.size))
     outside = (there > (np.array(SHAPE) + 1) / 2).any(axis=-1)
     assert outside.any()
@@ -106,7 +110,7 @@ def test_finer_detail_than_the_crops_spacing_is_averaged_away() -> None:
     checker = (np.indices(SHAPE).sum(axis=0) % 2 * 1000).astype(np.float32)
     spec = SPEC.model_copy(update={"size": (12, 12, 12)})
     labels = (np.abs(points).max(axis=-1) < 7).astype(np.int32) * 29
-    region = cut_regions(checker, affine, labels, spec)[0]
+    region = _cut(checker, affine, labels, spec)[0]
     assert np.ptp(region.volume) < 0.02
     assert region.volume.mean() == pytest.approx(apply_window(np.float32([500]), SPEC.window)[0], abs=2e-3)
 
@@ -119,7 +123,7 @@ def test_vertebrae_that_reach_the_border_are_left_out() -> None:
     affine = _affine(AXES["RAS"])
     labels = _labels(_grid(affine, SHAPE), {**CENTRES, 30: (5.0, -8.0, 46.0)})
     assert _faults(labels, affine) == {"L2": "reaches the border of the scan", "L3": "", "L4": ""}
-    found = cut_regions(np.zeros(SHAPE, np.float32), affine, labels, SPEC)
+    found = _cut(np.zeros(SHAPE, np.float32), affine, labels, SPEC)
     assert [r.name for r in found] == ["L3", "L4"]
 
 
