@@ -1,10 +1,7 @@
 """Phantoms: what is written is readable, is what it says it is, and cannot be told apart by brightness alone."""
 
-import csv
-import hashlib
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,10 +9,11 @@ import pydicom
 import pytest
 from click.testing import CliRunner
 from sklearn.metrics import roc_auc_score
+from written import digests, table
 
 from medad_serve.cli.phantoms import command
 from medad_serve.data import read_table
-from medad_serve.data.phantoms import PHANTOMS, head_ct, write_head_ct
+from medad_serve.data.phantoms import PHANTOMS, head_ct, oct, vertebrae, write_head_ct
 from medad_serve.data.phantoms.ct_dicom import PADDING, Encoding, save_ct
 from medad_serve.data.phantoms.head_anatomy import Head, draw_haemorrhage, head_ct_slice
 from medad_serve.errors import MedadError
@@ -30,17 +28,6 @@ def hu(path):
     if "PixelPaddingValue" in dataset:
         values[stored == dataset.PixelPaddingValue] = np.nan
     return values, dataset
-
-
-def digests(root):
-    return {
-        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*") if p.is_file()
-    }
-
-
-def table(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def component(values, row, col, above=48):
@@ -181,10 +168,11 @@ def test_brightness_alone_does_not_tell_a_haemorrhage():
     assert roc_auc_score(labels, tops) < 0.8
 
 
-def test_an_occupied_folder_is_refused_and_kept(tmp_path):
+@pytest.mark.parametrize("kind", sorted(PHANTOMS))
+def test_an_occupied_folder_is_refused_and_kept(tmp_path, kind):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(MedadError, match="not empty"):
-        write_head_ct(tmp_path, healthy=1, abnormal=1)
+        PHANTOMS[kind].write(tmp_path, healthy=1, abnormal=1, slices=1, seed=0)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -196,20 +184,28 @@ def test_an_empty_folder_is_filled(tmp_path):
     assert len(table(out / "reads.csv")) == 1
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
-    def full(path: Path, *_: object, **__: object) -> None:
+@pytest.mark.parametrize(
+    ("kind", "module", "part"),
+    [("head-ct", head_ct, "save_ct"), ("oct", oct, "oct_scan"), ("vertebrae", vertebrae, "vertebra_volume")],
+)
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch, kind, module, part):
+    def full(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(head_ct, "save_ct", full)
+    monkeypatch.setattr(module, part, full)
     with pytest.raises(OSError, match="No space"):
-        write_head_ct(tmp_path / "out", healthy=2, abnormal=2)
+        PHANTOMS[kind].write(tmp_path / "out", healthy=2, abnormal=2, slices=1, seed=0)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("counts", [{"healthy": 0, "abnormal": 0}, {"healthy": 1, "abnormal": 0, "slices": 0}])
-def test_impossible_counts_are_refused(tmp_path, counts):
+@pytest.mark.parametrize("kind", sorted(PHANTOMS))
+@pytest.mark.parametrize(
+    "counts", [{"healthy": 0, "abnormal": 0, "slices": 1}, {"healthy": 1, "abnormal": 0, "slices": 0}]
+)
+def test_impossible_counts_are_refused(tmp_path, kind, counts):
     with pytest.raises(MedadError, match="at least one"):
-        write_head_ct(tmp_path / "out", **counts)
+        PHANTOMS[kind].write(tmp_path / "out", **counts, seed=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", sorted(PHANTOMS))

@@ -1,7 +1,5 @@
 """Phantoms of retinal OCT: layers as anatomy has them, lesions where the truth says, no shortcut by brightness."""
 
-import csv
-import hashlib
 import re
 from collections import Counter
 
@@ -10,27 +8,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
+from written import digests, table
 
 from medad_serve.data import read_table
-from medad_serve.data.phantoms import oct, write_oct
+from medad_serve.data.phantoms import write_oct
 from medad_serve.data.phantoms.oct_eye import HEIGHT, LAYERS, WIDTH, Eye
 from medad_serve.data.phantoms.oct_lesions import DISEASES
 from medad_serve.data.phantoms.oct_scan import oct_scan, surfaces
-from medad_serve.errors import MedadError
 
 HEALTHY, ABNORMAL, SLICES = 5, 6, 2
 NAME = re.compile(r"(NORMAL|CNV|DRUSEN|DME)-(\d{7})-(\d+)\.jpeg")
-
-
-def digests(root):
-    return {
-        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*") if p.is_file()
-    }
-
-
-def table(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def grey(path):
@@ -212,26 +199,3 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path, folder):
     write_oct(tmp_path / "other", healthy=1, abnormal=3, slices=1, seed=4)
     assert digests(tmp_path / "same") == digests(folder)
     assert not set(digests(tmp_path / "other").values()) & set(digests(folder).values())
-
-
-def test_an_occupied_folder_is_refused_and_kept(tmp_path):
-    (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(MedadError, match="not empty"):
-        write_oct(tmp_path, healthy=1, abnormal=1)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(oct, "oct_scan", full)
-    with pytest.raises(OSError, match="No space"):
-        write_oct(tmp_path / "out", healthy=2, abnormal=2)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("counts", [{"healthy": 0, "abnormal": 0}, {"healthy": 1, "abnormal": 0, "slices": 0}])
-def test_impossible_counts_are_refused(tmp_path, counts):
-    with pytest.raises(MedadError, match="at least one"):
-        write_oct(tmp_path / "out", **counts)
