@@ -23,6 +23,8 @@ from medad_serve.prep import Prepared, check_input, display, prepare
 from medad_serve.runtime import Outputs, open_runtime, run_batched
 from medad_serve.spec import Calibration, Frozen, Manifest, Window
 
+DETAILS = ("probability", "severity")
+"""Outputs beside the score that an answer tells, where the model has them."""
 HeatmapFormat = Literal["none", "png", "npy"]
 
 
@@ -43,6 +45,8 @@ class ItemResult(Frozen):
     score: float
     p_value: float
     anomalous: bool
+    probability: float | None = None
+    severity: float | None = None
 
 
 class Heatmap(Frozen):
@@ -77,6 +81,10 @@ class Result(Frozen):
     cutoff: float
     policy: str
     anomalous: bool
+    probability: float | None = None
+    """Of being abnormal, of the item with the highest score; where the model has one."""
+    severity: float | None = None
+    """Of the fault, of the item with the highest score, on the model's own scale; where it has one."""
     slices: tuple[ItemResult, ...] | None = None
     regions: tuple[ItemResult, ...] | None = None
     heatmap: Heatmap | None = None
@@ -109,6 +117,7 @@ class Predictor:
         self.calibration: Calibration = self.manifest.calibration_of(runtime, directory)
         names = [o.name for o in self.manifest.outputs]
         self.runtime = open_runtime(directory, runtime, names, threads=threads, device=device)
+        self.details = [name for name in DETAILS if name in names]
         self.aggregate = parse_aggregation(self.calibration.aggregation)
         self.item_level = Decider(self.calibration.item)
         self.patient_level = Decider(self.calibration.patient)
@@ -168,7 +177,7 @@ class Predictor:
     def _answer_all(self, items: list[_Item]) -> list[Result | InputError]:
         if not items:
             return []
-        names = ["score"] + ["heatmap"] * any(item.options.heatmap != "none" for item in items)
+        names = ["score", *self.details] + ["heatmap"] * any(item.options.heatmap != "none" for item in items)
         start = time.perf_counter()
         outputs = run_batched(self.runtime, np.concatenate([i.prepared.tensor for i in items]), names)
         infer = (time.perf_counter() - start) * 1e3
@@ -188,6 +197,8 @@ class Predictor:
         policy = item.options.policy or self.manifest.default_policy
         regions = item.prepared.regions
         each = [self.item_level.decide(float(s), policy) for s in scores]
+        details = {name: outputs[name].astype(np.float64) for name in self.details}
+        highest = int(np.argmax(scores))
         is_patient = len(scores) > 1 or bool(regions)
         whole = self.patient_level.decide(self.aggregate(scores), policy) if is_patient else each[0]
         return Result(
@@ -199,9 +210,10 @@ class Predictor:
             cutoff=whole.cutoff,
             policy=whole.policy,
             anomalous=whole.anomalous,
-            slices=_item_results(each) if is_patient and not regions else None,
-            regions=_item_results(each, regions) if regions else None,
-            heatmap=self._heatmap(item, outputs, scores),
+            **{name: float(values[highest]) for name, values in details.items()},
+            slices=_item_results(each, details) if is_patient and not regions else None,
+            regions=_item_results(each, details, regions) if regions else None,
+            heatmap=self._heatmap(item, outputs, highest),
             input=item.facts,
             warnings=item.warnings,
             timing_ms={name: round(ms, 3) for name, ms in item.timing.items()},
@@ -216,10 +228,9 @@ class Predictor:
             warnings.append(f"{items} {unit}; the patient cutoff was calibrated on patients with {fewest} to {most}")
         return tuple(warnings)
 
-    def _heatmap(self, item: _Item, outputs: Outputs, scores: NDArray[np.float64]) -> Heatmap | None:
+    def _heatmap(self, item: _Item, outputs: Outputs, highest: int) -> Heatmap | None:
         if item.options.heatmap == "none":
             return None
-        highest = int(np.argmax(scores))
         on_source = item.prepared.geometries[highest].to_source(outputs["heatmap"][highest, 0])
         is_volume = on_source.ndim == 3
         frame = int(np.argmax(on_source.max(axis=(1, 2)))) if is_volume else highest
@@ -239,9 +250,18 @@ class Predictor:
         return prep.regions.window if item.prepared.regions and prep.regions else prep.window
 
 
-def _item_results(decisions: list[Decision], regions: tuple[str, ...] = ()) -> tuple[ItemResult, ...]:
+def _item_results(
+    decisions: list[Decision], details: dict[str, NDArray[np.float64]], regions: tuple[str, ...] = ()
+) -> tuple[ItemResult, ...]:
     return tuple(
-        ItemResult(index=i, region=name, score=d.score, p_value=d.p_value, anomalous=d.anomalous)
+        ItemResult(
+            index=i,
+            region=name,
+            score=d.score,
+            p_value=d.p_value,
+            anomalous=d.anomalous,
+            **{detail: float(values[i]) for detail, values in details.items()},
+        )
         for i, (d, name) in enumerate(zip_longest(decisions, regions))
     )
 

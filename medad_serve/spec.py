@@ -39,6 +39,8 @@ class InputSpec(Frozen):
     """What a model accepts; an empty tuple or None accepts anything."""
 
     modalities: tuple[str, ...] = ()
+    plain_images: bool = False
+    """Whether files that state no modality (PNG, JPEG, NIfTI, ``.npy``) are accepted beside those modalities."""
     body_parts: tuple[str, ...] = ()
     min_size: int = 16
     """Smallest side of a source image in pixels."""
@@ -72,6 +74,13 @@ class Percentiles(Frozen):
         return self
 
 
+class Standardize(Frozen):
+    """Subtract a mean and divide by a standard deviation, both on the scale 0..1."""
+
+    mean: float
+    std: float = Field(gt=0)
+
+
 class Regions(Frozen):
     """How each labelled structure of a volume becomes an item of its own (vertebrae of a CT)."""
 
@@ -86,15 +95,20 @@ class Regions(Frozen):
 class PrepSpec(Frozen):
     """How decoded pixels become the model's tensor; the same object prepares for training and serving."""
 
-    window: Window | None = None
-    """None scales by the full range of the stored type (8-bit images: 0..255)."""
+    window: Window | Literal["file"] | None = None
+    """``file`` takes the VOI LUT or the first window of the file (PS3.3 C.11.2), and where it has none the full
+    range of the stored type (8-bit images: 0..255), which None always takes."""
     foreground: Foreground | None = None
     smooth_sigma: float = Field(0.0, ge=0)
     """Gaussian in source pixels, before ``normalize``: speckle then weighs less in the percentiles."""
     normalize: Percentiles | None = None
     size: tuple[int, ...] = (64, 64)
     """(H, W): each frame is an item. (D, H, W): a whole volume is one."""
+    fit: Literal["stretch", "cover"] = "stretch"
+    """``cover`` keeps the ratio of a frame: its middle, as large as ``size`` allows, without what stands over."""
     output_range: tuple[float, float] = (0.0, 1.0)
+    standardize: Standardize | None = None
+    """In place of ``output_range``."""
     regions: Regions | None = None
     """Of volume models: how a whole scan that comes with a label mask is cut into items."""
 
@@ -106,9 +120,21 @@ class PrepSpec(Frozen):
             raise ValueError("foreground and smooth_sigma are of frames, not of volumes")
         if self.regions is not None and not self.is_volume:
             raise ValueError("regions are cut for volume models: size must be depth, height, width")
+        if self.is_volume and self.fit != "stretch":
+            raise ValueError("fit=cover is of frames, not of volumes")
         if self.output_range[0] >= self.output_range[1]:
             raise ValueError("output_range must rise")
+        if self.standardize is not None and self.output_range != (0.0, 1.0):
+            raise ValueError("standardize and output_range exclude each other")
         return self
+
+    @property
+    def values(self) -> tuple[float, float]:
+        """What black and white (0 and 1 of the windowed scale) become in the tensor."""
+        if self.standardize is None:
+            return self.output_range
+        mean, std = self.standardize.mean, self.standardize.std
+        return (0 - mean) / std, (1 - mean) / std
 
     @property
     def is_volume(self) -> bool:

@@ -169,7 +169,7 @@ def _rows(subject: Subject, scored: Scored, policy: str, picked: list[Picked]) -
 def _grids(subject: Subject, scored: Scored, policy: str, picked: list[Picked], folder: Path) -> list[tuple[str, Path]]:
     """Draw one grid a class; of volumes one grid an item, all on the same scales of colour."""
     shown = list(_rows(subject, scored, policy, picked))
-    ranges = scales([row for _, rows in shown for row in rows], subject.prep.output_range)
+    ranges = scales([row for _, rows in shown for row in rows], subject.prep.values)
     plots = []
     for label, name in ((1, "abnormal"), (0, "normal")):
         of_class = [(each.place, rows) for each, rows in shown if each.label == label]

@@ -65,13 +65,13 @@ def resample(x: Tensor, degrees: Tensor, shift: Tensor, zoom: Tensor) -> Tensor:
 class Augment:
     """Draws a variant of every item of a batch; the same seed draws the same.
 
-    Values stay within ``output_range``. Spatial changes are one interpolation, batched on the items' device;
+    Values stay within ``values`` (of black and white). Spatial changes are one interpolation, batched on the device;
     MONAI's RandAffine draws another zoom along each axis.
     """
 
-    def __init__(self, settings: AugmentSettings, seed: int, output_range: tuple[float, float] = (0.0, 1.0)) -> None:
+    def __init__(self, settings: AugmentSettings, seed: int, values: tuple[float, float] = (0.0, 1.0)) -> None:
         self.settings = settings
-        self.low, self.high = output_range
+        self.low, self.high = values
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, batch: Batch) -> Batch:

@@ -83,6 +83,8 @@ class RunConfig(Frozen):
     experiment: str
     data: str
     """``layout:directory``."""
+    report_on: tuple[str, ...] = ()
+    """Other data sets, ``layout:directory`` each, that evaluation reports beside the run's own."""
     data_options: dict[str, Any] = Field(default_factory=dict)
     init: str | None = None
     """A finished run whose weights this one starts from, and whose split it keeps."""
@@ -225,6 +227,7 @@ def resolve(model: str, data: str | None, config: str | None, overrides: Iterabl
         "input": chosen.input.model_dump(),
         "prep": chosen.prep.model_dump(),
         "train": chosen.train,
+        "calibration": chosen.calibration,
     }
     stored = read_yaml(recipe_path(config)) if config else {}
     if stored.get("model", model) != model:

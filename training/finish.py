@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medad_serve.data import Prepared
 from medad_serve.files import whole_directory, write_whole
-from medad_serve.models import AnomalyModel
+from medad_serve.models import AnomalyModel, Batch
 from medad_serve.training.augment import Augment
 from medad_serve.training.run import BEST, FINISH, LATENT, PREFIX, Run, read_checkpoint, weights_of, write_checkpoint
 
@@ -41,19 +41,27 @@ class Normals:
             yield self.augment.items(x) if self.augment else x
 
 
-def finish_model(model: AnomalyModel, folder: Path, train: Normals, held_out: Normals) -> None:
-    """Fit what scoring needs on the best weights of ``folder`` and keep it there, with its figures in a CSV."""
-    if type(model).finish is AnomalyModel.finish:
+def finish_model(
+    model: AnomalyModel, folder: Path, train: Normals, held_out: Normals, labelled: Iterable[Batch]
+) -> None:
+    """Fit what scoring and probability need on the best weights of ``folder``, keep it there, its figures in a CSV."""
+    kind = type(model)
+    if kind.finish is AnomalyModel.finish and kind.fit_probability is AnomalyModel.fit_probability:
         return
     checkpoint = read_checkpoint(folder / BEST)
     model.load_state_dict(weights_of(checkpoint))
     model.to(train.device).eval()
     figures: list[dict[str, float]] = []
     model.finish(train, held_out, figures.append)
+    model.fit_probability((_on(batch, train.device) for batch in labelled), figures.append)
     checkpoint["state_dict"] = {f"{PREFIX}{name}": value.cpu() for name, value in model.state_dict().items()}
     if figures:
         write_whole(folder / FINISH, _csv(figures))
     write_checkpoint(folder / BEST, checkpoint)
+
+
+def _on(batch: Batch, device: torch.device) -> Batch:
+    return Batch(*(part.to(device) for part in batch))
 
 
 def _csv(figures: list[dict[str, float]]) -> str:

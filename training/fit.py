@@ -161,9 +161,7 @@ class Job:
     def augment(self) -> Augment | None:
         """Return what varies the training items, if anything does."""
         settings = self.run.config.train.augment
-        return (
-            None if settings == AugmentSettings() else Augment(settings, self.seed, self.run.config.prep.output_range)
-        )
+        return None if settings == AugmentSettings() else Augment(settings, self.seed, self.run.config.prep.values)
 
     def model(self) -> AnomalyModel:
         """Build the model, with the weights that it starts from."""
@@ -209,11 +207,12 @@ def _train(job: Job, say: Say, more: Sequence[Callback], loggers: list[Logger] |
         log_every_n_steps=1,
     )
     last = folder / LAST
+    watched = loader(job.data.tensor, job.data.labels, job.validation, settings.batch_size)
     try:
         trainer.fit(
             task,
             loader(job.data.tensor, job.data.labels, job.train, settings.batch_size, shuffle=True),
-            loader(job.data.tensor, job.data.labels, job.validation, settings.batch_size),
+            watched,
             ckpt_path=str(last) if _readable(last) else None,
         )
     except (KeyboardInterrupt, SystemExit):  # Lightning leaves with a code of its own on SIGINT and SIGTERM
@@ -223,7 +222,7 @@ def _train(job: Job, say: Say, more: Sequence[Callback], loggers: list[Logger] |
         trainer.save_checkpoint(folder / BEST, weights_only=True)
     train = Normals(job.data, job.train, settings.batch_size, device, job.augment())
     held_out = Normals(job.data, job.validation, settings.batch_size, device)
-    finish_model(task.model, folder, train, held_out)
+    finish_model(task.model, folder, train, held_out, watched)
     write_whole(folder / DONE, f"{trainer.current_epoch} epochs\n")
 
 
@@ -265,7 +264,9 @@ def fit(
     validation = data.rows(run.split.patients("validation"))
     known = set(data.labels[validation].tolist())
     abnormal = 1 in run.table().patients().values()
-    if 0 not in known or (abnormal and 1 not in known):
+    # A data set that keeps its abnormal patients for the test leaves none to choose the checkpoint by.
+    chosen_by = any(run.split.roles[p] != "test" for p, label in run.table().patients().items() if label)
+    if 0 not in known or (chosen_by and 1 not in known):
         raise MedadError("validation lacks usable images of one class", "Check the faults listed, or add patients")
     if not abnormal:
         say("no patient is abnormal: only specificity will be measured")

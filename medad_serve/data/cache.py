@@ -44,11 +44,16 @@ class Prepared:
     patients: tuple[str, ...]
     digests: tuple[str, ...]
     """sha256 of the file of each row."""
-    kinds: tuple[str, ...]
-    """Class of each row within its label, where the data set tells."""
+    samples: tuple[Sample, ...]
+    """What each row was made of; its path is known as long as this object lives, the cache keeps none."""
     fingerprint: str
     faults: tuple[str, ...]
     """One line for each file that could not be used: which and why."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Class of each row within its label, where the data set tells."""
+        return tuple(sample.kind for sample in self.samples)
 
     def rows(self, patients: set[str], label: int | None = None) -> NDArray[np.int64]:
         """Return the rows of some patients, of one label where asked."""
@@ -120,7 +125,7 @@ def _open(entry: Path, table: Table, contents: list[str]) -> Prepared:
         labels=np.array([s.label for s in owners], np.int64),
         patients=tuple(s.patient for s in owners),
         digests=tuple(contents[i] for i in index["rows"]),
-        kinds=tuple(s.kind for s in owners),
+        samples=tuple(owners),
         fingerprint=fingerprint(contents),
         faults=tuple(f"{table.samples[number].path}: {why}" for number, why in index["faults"]),
     )

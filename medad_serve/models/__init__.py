@@ -3,9 +3,9 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from medad_serve.models.base import AnomalyModel, Batch, Family, count_parameters, families, family, register
+from medad_serve.models.base import AnomalyModel, Batch, Family, Faults, count_parameters, families, family, register
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["AnomalyModel", "Batch", "Family", "count_parameters", "families", "family", "register"]
+__all__ = ["AnomalyModel", "Batch", "Family", "Faults", "count_parameters", "families", "family", "register"]

@@ -32,6 +32,17 @@ class Batch(NamedTuple):
         return cls(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), torch.arange(len(x), device=x.device))
 
 
+class Faults(NamedTuple):
+    """Items with synthetic faults of known place and severity."""
+
+    x: Tensor
+    """``(N, C, *S)``."""
+    mask: Tensor
+    """``(N, 1, *S)``, 1 where an item was changed; all 0 in an item without fault."""
+    severity: Tensor
+    """``(N,)``, on the scale of the output ``severity``; 0 without fault."""
+
+
 Log = Callable[[dict[str, float]], None]
 
 
@@ -59,6 +70,20 @@ class AnomalyModel(nn.Module, ABC):
         keeps a row of figures. What is found belongs into parameters or buffers: they are saved with the weights.
         By default nothing is done.
         """
+
+    def fit_probability(self, held_out: Iterable[Batch], log: Log) -> None:
+        """Fit what turns the score into a probability, on labelled items that trained nothing.
+
+        Called after ``finish`` with the validation items, where healthy and abnormal ones are there. What is
+        found belongs into buffers. By default nothing is done.
+        """
+
+    def with_faults(self, x: Tensor, seed: int) -> Faults | None:
+        """Return items ``x (N, C, *S)`` with synthetic faults, the same for the same seed.
+
+        None where the model makes none, which is the default. Evaluation measures on unseen normals by it.
+        """
+        return None
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Take the weights of the trained model that a run's ``init`` names; by default of the same model."""
@@ -97,6 +122,8 @@ class Family:
     """The model whose trained run ``init`` must name."""
     adopt: Callable[[dict[str, Any]], dict[str, Any]] = dict
     """Settings that follow from those of that run."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """Calibration settings that are this model's own, over the general defaults."""
 
     def shape(self, prep: PrepSpec) -> Shape:
         """Return (C, *S) of one prepared item."""
@@ -131,6 +158,7 @@ def register(
     trial_settings: dict[str, Any] | None = None,
     builds_on: str | None = None,
     adopt: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    calibration: dict[str, Any] | None = None,
 ) -> Callable[[Callable[[Shape, Any], AnomalyModel]], Callable[[Shape, Any], AnomalyModel]]:
     """Register a builder ``(shape, settings) -> module`` under the name that the command line takes."""
 
@@ -153,6 +181,7 @@ def register(
             trial_settings or {},
             builds_on,
             adopt,
+            calibration or {},
         )
         return builder
 

@@ -40,7 +40,7 @@ def chosen(family: Family) -> Family:
 
 def _smooth(chosen: Family, n: int, seed: int) -> Tensor:
     """Soft blobs around the middle of the range: something that a model of normals can learn."""
-    low, high = chosen.prep.output_range
+    low, high = chosen.prep.values
     generator = torch.Generator().manual_seed(seed)
     channels, *size = chosen.shape(chosen.prep)
     coarse = torch.rand(n, channels, *[4] * len(size), generator=generator)
@@ -50,7 +50,7 @@ def _smooth(chosen: Family, n: int, seed: int) -> Tensor:
 
 def _with_defect(chosen: Family, x: Tensor, strength: float) -> Tensor:
     """Brighten a block in the middle, a quarter of each side."""
-    low, high = chosen.prep.output_range
+    low, high = chosen.prep.values
     out = x.clone()
     middle = tuple(slice(side * 3 // 8, side * 5 // 8) for side in x.shape[2:])
     out[(slice(None), slice(None), *middle)] += strength * 0.4 * (high - low)
@@ -58,7 +58,7 @@ def _with_defect(chosen: Family, x: Tensor, strength: float) -> Tensor:
 
 
 def _batch(chosen: Family, n: int = 4, seed: int = 0) -> Tensor:
-    low, high = chosen.prep.output_range
+    low, high = chosen.prep.values
     x = torch.rand(n, *chosen.shape(chosen.prep), generator=torch.Generator().manual_seed(seed))
     return x * (high - low) + low
 
@@ -211,5 +211,5 @@ def test_prepared_phantoms_have_the_models_shape(family: Family, tmp_path: Path)
     assert made.tensor.shape[1:] == family.shape(family.prep)
     assert made.labels.sum() == 1
     assert not made.faults
-    low, high = family.prep.output_range
+    low, high = family.prep.values
     assert low <= made.tensor.min() < made.tensor.max() <= high
