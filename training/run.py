@@ -139,6 +139,7 @@ def create_run(config: RunConfig, root: Path) -> Run:
             "Label some as abnormal, or watch val/loss",
         )
     split = _draw(config, table, labels, supervised)
+    _require_abnormal(config, split, labels, supervised)
     stem = _home(config, root) / datetime.now().strftime("%Y%m%d-%H%M%S")
     path, attempt = stem, 1
     while True:
@@ -156,6 +157,21 @@ def create_run(config: RunConfig, root: Path) -> Run:
     # config.yaml comes last: a folder that has it is a run that can resume.
     write_whole(path / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return Run(path, config, split)
+
+
+def _require_abnormal(config: RunConfig, split: Split, labels: dict[str, int], supervised: bool) -> None:
+    """Refuse where the data set keeps for the test the abnormal patients that training cannot do without."""
+    roles = {role for patient, role in split.roles.items() if labels[patient]}
+    if supervised and "train" not in roles:
+        raise MedadError(
+            f"every abnormal patient of {config.data} tests or chooses, and {config.model} learns from them",
+            "Give it data with abnormal patients to train on",
+        )
+    if config.train.monitor.endswith(("auroc", "auprc")) and "validation" not in roles:
+        raise MedadError(
+            f"every abnormal patient of {config.data} tests: none is left to watch {config.train.monitor} by",
+            "Set train.monitor=val/loss",
+        )
 
 
 def _home(config: RunConfig, root: Path) -> Path:

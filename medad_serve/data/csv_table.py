@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import field_validator
 
+from medad_serve.data.masks import check_mask
 from medad_serve.data.rows import Row, only_once, read_sheet
 from medad_serve.data.samples import Options, Role, Sample, Table, layout
 from medad_serve.errors import MedadError
@@ -74,6 +75,9 @@ def _role(row: Row) -> Role | None:
 
 def _sample(row: Row, options: ClassOptions, has_patients: bool) -> Sample:
     path = _file(row, "path")
+    mask = _file(row, "mask") if row.get("mask") else None
+    if mask is not None:
+        check_mask(path, mask)
     label, kind = _label(row, options)
     return Sample(
         path,
@@ -81,7 +85,7 @@ def _sample(row: Row, options: ClassOptions, has_patients: bool) -> Sample:
         label,
         kind=row.get("kind") or kind,
         role=_role(row),
-        mask=_file(row, "mask") if row.get("mask") else None,
+        mask=mask,
         severity=row.number("severity"),
     )
 

@@ -76,7 +76,7 @@ def _ending(path: Path) -> str:
     return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
 
 
-def _stem(path: Path) -> str:
+def stem_of(path: Path) -> str:
     """Return the name without its ending; digits after a point are part of a UID."""
     ending = _ending(path)
     return path.name if _is_bare(path) else path.name[: len(path.name) - len(ending)]
@@ -86,7 +86,7 @@ def _is_bare(path: Path) -> bool:
     return path.suffix == "" or path.suffix[1:].isdigit()
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """Whether a file has the ending of an image, or none and the mark of DICOM."""
     if _ending(path).lower() in _IMAGES:
         return True
@@ -102,7 +102,7 @@ def patient_of(path: Path, below: str, pattern: str | None) -> _Named:
 
     Raises MedadError where a given pattern does not fit.
     """
-    stem = _stem(path)
+    stem = stem_of(path)
     if pattern is not None:
         found = re.search(pattern, stem) or re.search(pattern, below)
         group = "patient" if "patient" in re.compile(pattern).groupindex else 1
@@ -120,21 +120,23 @@ def patient_of(path: Path, below: str, pattern: str | None) -> _Named:
     return _Named(below, ITSELF)
 
 
-def _is_hidden(below: Path) -> bool:
+def is_hidden(below: Path) -> bool:
+    """Whether a file, by its path below a class folder, or a folder above it is hidden."""
     return any(part.startswith(".") for part in below.parts)
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders directly below one, without hidden ones, in the order of their names."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in "._")
 
 
 def _class_folders(root: Path, options: FoldersOptions) -> Iterator[tuple[Role | None, Path]]:
     """Yield class folders with the role of the folder above them, where that names one."""
-    folders = _subfolders(root)
+    folders = subfolders(root)
     places = [(_ROLES[f.name.lower()], f) for f in folders if f.name.lower() in _ROLES]
     found: list[tuple[Role | None, Path]] = [(None, f) for f in folders]
     if places:
-        found = [(role, folder) for role, place in places for folder in _subfolders(place)]
+        found = [(role, folder) for role, place in places for folder in subfolders(place)]
     names = sorted({f.name for _, f in found})
     if not names:
         raise MedadError(f"{root} holds no class folders", "Put the images into one folder a class")
@@ -149,7 +151,7 @@ def _class_folders(root: Path, options: FoldersOptions) -> Iterator[tuple[Role |
     return ((role, folder) for role, folder in found if folder.name in read)
 
 
-def _without_repeats(samples: list[Sample]) -> tuple[list[Sample], list[str]]:
+def without_repeats(samples: list[Sample]) -> tuple[list[Sample], list[str]]:
     """Keep the images of each patient in one place alone."""
     places: dict[str, set[Role]] = {}
     for sample in samples:
@@ -193,8 +195,8 @@ def read_folders(root: Path, options: Options) -> Table:
     rules: Counter[str] = Counter()
     ignored = 0
     for role, folder in _class_folders(root, checked):
-        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not _is_hidden(p.relative_to(folder))]
-        images = [p for p in files if _is_image(p)]
+        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not is_hidden(p.relative_to(folder))]
+        images = [p for p in files if is_image(p)]
         if not images:
             raise MedadError(
                 f"class folder {folder} holds no image", "Fill it, or leave it out by data_options.classes"
@@ -206,7 +208,7 @@ def read_folders(root: Path, options: Options) -> Table:
             named = patient_of(path, path.relative_to(root).as_posix(), checked.patient)
             rules[named.rule] += 1
             samples.append(replace(sample, path=path, patient=named.patient))
-    kept, notes = _without_repeats(samples)
+    kept, notes = without_repeats(samples)
     if ignored:
         notes.append(f"{ignored} files that are no images left out")
     return Table(tuple(kept), (*notes, *_by_name(rules)))

@@ -4,6 +4,8 @@ import csv
 import tempfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,3 +139,11 @@ def test_any_cells_are_read_as_written_or_refused_in_one_line(rows: list[tuple[s
             assert sample.label == (0 if healthy else 1)
             assert (sample.role or "") in (row[3].lower(), {"val": "validation"}.get(row[3].lower()))
             assert sample.severity is None if not row[5] else sample.severity == float(row[5])
+
+
+def test_a_mask_of_another_size_is_refused(root: Path) -> None:
+    for name, size in {"b.png": (20, 30), "masks/b.png": (30, 20)}.items():
+        assert cv2.imwrite(str(root / name), np.zeros(size, np.uint8))
+    _table(root, HEAD, "b.png,1,p,,masks/b.png,,")
+    with pytest.raises(MedadError, match=r"mask .*masks/b\.png is 30 x 20 .*b\.png is 20 x 30"):
+        read_table(f"csv:{root}")
