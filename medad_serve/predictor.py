@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from medad_serve.artifact import load_manifest
 from medad_serve.calibration import Decider, Decision, parse_aggregation
 from medad_serve.errors import InputError
-from medad_serve.io import Pixels, decode
+from medad_serve.io import Lut, Pixels, decode
 from medad_serve.overlay import encode_png, overlay
-from medad_serve.prep import Prepared, check_input, display, prepare
+from medad_serve.prep import Prepared, Shown, check_input, display, prepare, window_of
 from medad_serve.runtime import Outputs, open_runtime, run_batched
 from medad_serve.spec import Calibration, Frozen, Manifest, Window
 
@@ -68,6 +68,8 @@ class InputFacts(Frozen):
     columns: int
     frames: int
     window: Window | None
+    voi_lut: bool | None = None
+    """True where the file was shown by its own VOI LUT, in place of a window."""
 
 
 class Result(Frozen):
@@ -159,7 +161,7 @@ class Predictor:
         if float(np.ptp(prepared.tensor)) == 0:
             warnings += ("the image is blank within the window: its score says nothing",)
         return _Item(
-            facts=_facts(pixels, self.manifest.prep.window),
+            facts=_facts(pixels, window_of(pixels, self.manifest.prep.window)),
             warnings=warnings,
             pixels=pixels if options.heatmap == "png" else None,
             prepared=prepared,
@@ -244,7 +246,7 @@ class Predictor:
             data = encode_png(overlay(shown, on_frame, self.calibration.heatmap_scale))
         return Heatmap(format=item.options.heatmap, frame=frame, data=base64.b64encode(data).decode())
 
-    def _window(self, item: _Item) -> Window | None:
+    def _window(self, item: _Item) -> Shown:
         """Return the window that the item was prepared with: regions have their own."""
         prep = self.manifest.prep
         return prep.regions.window if item.prepared.regions and prep.regions else prep.window
@@ -266,7 +268,7 @@ def _item_results(
     )
 
 
-def _facts(pixels: Pixels, window: Window | None) -> InputFacts:
+def _facts(pixels: Pixels, window: Window | Lut | None) -> InputFacts:
     frames, rows, columns = pixels.array.shape[:3]
     return InputFacts(
         kind=pixels.kind,
@@ -274,5 +276,6 @@ def _facts(pixels: Pixels, window: Window | None) -> InputFacts:
         rows=rows,
         columns=columns,
         frames=frames,
-        window=window,
+        window=None if isinstance(window, Lut) else window,
+        voi_lut=True if isinstance(window, Lut) else None,
     )

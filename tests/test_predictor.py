@@ -50,7 +50,7 @@ def test_answer_is_the_decision_by_hand(predictor: Predictor, good: list[bytes])
     assert answer.anomalous == (score >= cutoff)
     assert answer.p_value == (1 + sum(s >= score for s in level.normal_scores)) / (level.n + 1)
     assert (answer.level, answer.slices) == ("slice", None)
-    assert answer.input.model_dump() == {
+    assert answer.input.model_dump(exclude_none=True) == {
         "kind": "dicom",
         "modality": "CT",
         "rows": 128,

@@ -12,29 +12,34 @@ from medad_serve.errors import InputError
 from medad_serve.io.grid import plane
 from medad_serve.io.groups import group_items
 from medad_serve.io.layout import Layout
+from medad_serve.io.lut import Lut, read_lut
 from medad_serve.io.pixels import Axes, Facts, Triple
 from medad_serve.io.tags import code, numbers, uid
+from medad_serve.spec import Window
+
+Notes = tuple[str, ...]
 
 
-def read_facts(
-    ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[float, float], notes: tuple[str, ...]
-) -> Facts:
+def read_facts(ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[float, float], notes: Notes) -> Facts:
     """Collect the facts; an unreadable optional tag counts as absent."""
     position, normal, origins, axes = _planes(ds, layout.frames)
     series = uid(ds, "SeriesInstanceUID")
+    windows = _windows(ds, layout.frames)
+    voi, faults = _voi(ds, layout, windows)
     return Facts(
         modality=code(ds, "Modality"),
         body_part=code(ds, "BodyPartExamined"),
         photometric=layout.photometric,
         transfer_syntax=str(syntax),
-        windows=_windows(ds, layout.frames),
+        windows=windows,
+        voi=voi,
         stored_range=stored_range,
         position=position,
         normal=normal,
         origins=origins,
         axes=axes,
         series=hashlib.sha256(series.encode()).hexdigest()[:16] if series else "",
-        notes=notes,
+        notes=(*notes, *faults),
     )
 
 
@@ -64,6 +69,28 @@ def shared_spacing(ds: Dataset, frames: int) -> tuple[float, float] | None:
     if len(set(_each(ds, "PixelMeasuresSequence", frames, "PixelSpacing"))) > 1:
         return None
     return spacing(ds, frames)
+
+
+def _voi(ds: Dataset, layout: Layout, windows: tuple[tuple[float, float], ...]) -> tuple[Lut | Window | None, Notes]:
+    """Return what the file itself is shown by: its first VOI LUT, else its first window (PS3.3 C.11.2).
+
+    Of frames that differ in it, that of the first holds for all. A table that cannot be read is noted: models
+    with a window of their own do without it.
+    """
+    source = _macro(ds, "FrameVOILUTSequence", layout.frames)
+    faults: Notes = ()
+    try:
+        lut = read_lut(source, "VOILUTSequence", layout, ds)
+    except InputError as error:
+        lut, faults = None, (f"{error.message} and was not used",)
+    if lut is not None or not windows:
+        return lut, faults
+    center, width = windows[0]
+    function = code(source, "VOILUTFunction")
+    if function == "SIGMOID":
+        return Window(center=center, width=width, function="SIGMOID"), faults
+    exact = function == "LINEAR_EXACT" or width < 1  # LINEAR has no width below 1
+    return Window(center=center, width=width, function="LINEAR_EXACT" if exact else "LINEAR"), faults
 
 
 def _planes(ds: Dataset, frames: int) -> tuple[float | None, Triple | None, tuple[Triple, ...], Axes | None]:

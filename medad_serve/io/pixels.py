@@ -8,6 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from medad_serve.io.lut import Lut
+from medad_serve.spec import Window
+
 Kind = Literal["dicom", "image", "nifti", "array"]
 Triple = tuple[float, float, float]
 Axes = tuple[float, float, float, float, float, float]
@@ -24,6 +27,8 @@ class Facts:
     transfer_syntax: str = ""
     windows: tuple[tuple[float, float], ...] = ()
     """(center, width) pairs that the file proposes, in file order."""
+    voi: Lut | Window | None = None
+    """By which the file itself asks to be shown."""
     stored_range: tuple[float, float] = (0.0, 1.0)
     """Smallest and largest value that the stored type can hold, rescaled."""
     position: float | None = None

@@ -11,7 +11,8 @@ from pydicom.dataset import Dataset
 
 from medad_serve.errors import InputError
 from medad_serve.io.groups import group_items
-from medad_serve.io.layout import Layout, damaged
+from medad_serve.io.layout import Layout
+from medad_serve.io.lut import read_lut
 from medad_serve.io.tags import DAMAGED, label, number, numbers
 
 Rescaled = tuple[NDArray[np.float32], tuple[float, float]]
@@ -26,8 +27,9 @@ def rescale(stored: NDArray[Any], ds: Dataset, layout: Layout) -> Rescaled:
     Raises:
         InputError: 422, the transform maps onto one value or beyond float32.
     """
-    if "ModalityLUTSequence" in ds:
-        return _modality_lut(stored, ds, layout)
+    if (lut := read_lut(ds, "ModalityLUTSequence", layout)) is not None:
+        low, high = float(lut.entries.min()), float(lut.entries.max())
+        return lut(stored), (low, high if high > low else low + 1.0)
     pairs = _slopes(ds, layout.frames)
     low, high = _type_range(stored, layout)
     ends = [end * slope + intercept for slope, intercept in pairs for end in (low, high)]
@@ -100,28 +102,6 @@ def _slopes(ds: Dataset, frames: int) -> list[tuple[float, float]]:
     items = group_items(ds, "PixelValueTransformationSequence", frames)
     pairs = [(number(i, "RescaleSlope", 1.0), number(i, "RescaleIntercept", 0.0)) for i in items or [ds]]
     return pairs[:1] if len(set(pairs)) == 1 else pairs
-
-
-def _modality_lut(stored: NDArray[Any], ds: Dataset, layout: Layout) -> Rescaled:
-    """PS3.3 C.11.1.1: values outside the table take its first or last entry."""
-    message = "(0028,3000) Modality LUT Sequence cannot be read"
-    with damaged(message):
-        item = ds["ModalityLUTSequence"].value[0]
-        entries, first, bits = (int(v) for v in item.LUTDescriptor)
-        data = item["LUTData"].value
-        if isinstance(data, bytes):
-            order = ">" if ds.original_encoding[1] is False else "<"
-            table = np.frombuffer(data, f"{order}u2").astype(np.float32)
-        else:
-            table = np.asarray(data, np.float32)
-        entries = (entries & 0xFFFF) or 65536
-        first = first - 65536 if layout.signed and first > 32767 else first
-    if table.ndim != 1 or table.size < entries or bits not in range(8, 17):
-        raise InputError(400, message, DAMAGED)
-    index = np.clip(stored.astype(np.int64) - first, 0, entries - 1)
-    table = table[:entries]
-    low, high = float(table.min()), float(table.max())
-    return table[index], (low, high if high > low else low + 1.0)
 
 
 def padding_mask(raw: NDArray[Any], stored: NDArray[Any], ds: Dataset, layout: Layout) -> NDArray[Any] | None:

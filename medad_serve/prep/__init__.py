@@ -3,6 +3,6 @@
 from medad_serve.prep.check import check_input
 from medad_serve.prep.geometry import Geometry
 from medad_serve.prep.prepare import Prepared, prepare
-from medad_serve.prep.window import apply_window, display
+from medad_serve.prep.window import Shown, apply_window, display, window_of
 
-__all__ = ["Geometry", "Prepared", "apply_window", "check_input", "display", "prepare"]
+__all__ = ["Geometry", "Prepared", "Shown", "apply_window", "check_input", "display", "prepare", "window_of"]

@@ -17,7 +17,8 @@ def check_input(pixels: Pixels, spec: InputSpec, prep: PrepSpec) -> None:
     facts = pixels.facts
     if pixels.is_color:
         raise InputError(422, "the image is in colour", "Send a grayscale image")
-    if spec.modalities and facts.modality not in spec.modalities:
+    stated = facts.modality or not spec.plain_images
+    if spec.modalities and stated and facts.modality not in spec.modalities:
         found = f"modality {facts.modality}" if facts.modality else f"file without a modality ({pixels.kind})"
         wanted = " or ".join(spec.modalities)
         raise InputError(422, f"the model reads {wanted}, this is a {found}", f"Send {wanted} as DICOM")

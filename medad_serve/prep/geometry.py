@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from medad_serve.prep.window import FloatArray
 
+Box = tuple[int, int, int, int]
+"""(top, left, height, width) on a source frame."""
+
 
 class Geometry(Protocol):
     """Maps one prepared-size map onto the source grid."""
@@ -41,14 +44,25 @@ def resize_volume(volume: FloatArray, size: tuple[int, ...]) -> FloatArray:
     return out
 
 
+def covered(box: Box, size: tuple[int, ...]) -> Box:
+    """Return the middle part of ``box`` that has the ratio of ``size`` (H, W): as large as it can be.
+
+    Resized to ``size`` it is what resizing the short side, then cropping the centre, leaves.
+    """
+    top, left, height, width = box
+    scale = min(height / size[0], width / size[1])
+    high, wide = (min(side, max(1, round(scale * part))) for side, part in zip((height, width), size, strict=True))
+    return top + (height - high) // 2, left + (width - wide) // 2, high, wide
+
+
 @dataclass(frozen=True)
 class Plane:
     """A frame, or the box of it that was prepared."""
 
     source: tuple[int, int]
     """(H, W) of a source frame."""
-    box: tuple[int, int, int, int] | None = None
-    """(top, left, height, width) on the source."""
+    box: Box | None = None
+    """Where not all of it was prepared."""
 
     def to_source(self, heatmap: FloatArray) -> FloatArray:
         """Map ``(h, w)`` onto the source ``(H, W)``, bilinear."""

@@ -11,7 +11,7 @@ import numpy as np
 from medad_serve.errors import InputError
 from medad_serve.io import Pixels
 from medad_serve.prep.check import by_region
-from medad_serve.prep.geometry import Crop, Geometry, Plane, Volume, resize, resize_volume
+from medad_serve.prep.geometry import Crop, Geometry, Plane, Volume, covered, resize, resize_volume
 from medad_serve.prep.window import FloatArray, display, normalized
 from medad_serve.spec import PrepSpec
 
@@ -55,7 +55,8 @@ def _frame(pixels: Pixels, index: int, spec: PrepSpec, out: FloatArray) -> Plane
     """Fill ``out`` (H, W) with one frame."""
     height, width = spec.size
     rows, columns = pixels.array.shape[1:3]
-    if spec.foreground is None and spec.normalize is None and not spec.smooth_sigma:
+    plain = spec.foreground is None and spec.normalize is None and not spec.smooth_sigma
+    if plain and spec.fit == "stretch":
         for part, place in _strips(rows, height):
             shown = display(pixels.part(index, part), spec.window)[0]
             out[place] = _resized(shown, place.stop - place.start, width)
@@ -65,6 +66,9 @@ def _frame(pixels: Pixels, index: int, spec: PrepSpec, out: FloatArray) -> Plane
         from medad_serve.prep.foreground import foreground_box
 
         box = foreground_box(shown, spec.foreground)
+    if spec.fit == "cover":
+        box = covered(box or (0, 0, rows, columns), spec.size)
+    if box is not None:
         top, left, high, wide = box
         shown = np.ascontiguousarray(shown[top : top + high, left : left + wide])
     if spec.smooth_sigma:
@@ -120,7 +124,7 @@ def prepare(pixels: Pixels, spec: PrepSpec) -> Prepared:
     tensor = prepared.tensor
     if not np.isfinite(tensor).all():
         raise InputError(422, "the pixel values are not all numbers", "Send an image without NaN")
-    low, high = spec.output_range
+    low, high = spec.values
     if (low, high) != (0.0, 1.0):
         tensor *= np.float32(high - low)
         tensor += np.float32(low)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
-from medad_serve.io import Pixels
+from medad_serve.io import Lut, Pixels
 from medad_serve.spec import Percentiles, Window
 
 FloatArray = NDArray[np.float32]
+Shown = Window | Literal["file"] | None
+"""How values become grey: see PrepSpec.window."""
 
 
 def apply_window(values: FloatArray, window: Window) -> FloatArray:
@@ -33,12 +37,26 @@ def _scaled(values: FloatArray, low: float, high: float) -> FloatArray:
     return np.clip(out, np.float32(0), np.float32(1), out=out)
 
 
-def display(pixels: Pixels, window: Window | None) -> FloatArray:
+def window_of(pixels: Pixels, window: Shown) -> Window | Lut | None:
+    """Return what a file is windowed by, where the preparation leaves that to the file; None for the stored range."""
+    return pixels.facts.voi if window == "file" else window
+
+
+def display(pixels: Pixels, window: Shown) -> FloatArray:
     """Return ``(frames, H, W)`` in [0, 1] as a reader sees it: windowed, MONOCHROME1 turned, padding black.
 
-    Without a window the full range of the stored type is used.
+    Without a window the full range of the stored type is used; ``file`` takes the file's own VOI LUT or window.
     """
-    out = _scaled(pixels.array, *pixels.facts.stored_range) if window is None else apply_window(pixels.array, window)
+    by = window_of(pixels, window)
+    if isinstance(by, Lut):
+        out = by(pixels.array)
+        out *= np.float32(1 / (2**by.bits - 1))
+        np.clip(out, np.float32(0), np.float32(1), out=out)
+        out[np.isnan(pixels.array)] = np.nan
+    elif by is None:
+        out = _scaled(pixels.array, *pixels.facts.stored_range)
+    else:
+        out = apply_window(pixels.array, by)
     if pixels.inverted:
         np.subtract(np.float32(1), out, out=out)
     if pixels.padding is not None:
