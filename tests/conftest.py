@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_aws import FakeAws, fake_aws
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -143,3 +144,20 @@ def artifact(run_path: Path) -> Path:
 def dicom_files(cq500: Path) -> list[Path]:
     """Every DICOM file of the small data set, healthy patients first."""
     return sorted(cq500.rglob("*.dcm"), key=lambda p: (int(p.parts[-4].split("CT")[-1]), p.name))
+
+
+@pytest.fixture(scope="session")
+def _aws_server() -> Iterator[FakeAws]:
+    with fake_aws() as server:
+        yield server
+
+
+@pytest.fixture
+def aws(_aws_server: FakeAws, monkeypatch: pytest.MonkeyPatch) -> FakeAws:
+    """A local AWS, empty, that this process and its children talk to."""
+    _aws_server.reset()
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in _aws_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return _aws_server

@@ -96,12 +96,15 @@ def layout(name: str, *, takes_file: bool = False) -> Callable[[Layout], Layout]
 
 
 def read_table(source: str, options: Options | None = None) -> Table:
-    """Read ``layout:directory``; raises MedadError for a folder that cannot be read or holds no healthy scan."""
+    """Read ``layout:directory``; raises MedadError for a folder that cannot be read or holds no healthy scan.
+
+    A directory may be a URL, e.g. ``folders:s3://bucket/prefix``: its mirror in the cache is brought up to date first.
+    """
     name, colon, directory = source.partition(":")
     if not colon or name not in _registry.layouts:
         known = ", ".join(f"{n}:DIR" for n in sorted(_registry.layouts))
         raise MedadError(f"{source!r} names no data layout", f"Write one of: {known}")
-    root = Path(directory).expanduser()
+    root = _mirror(directory, name) if "://" in directory else Path(directory).expanduser()
     if not root.is_dir() and not (name in _registry.of_files and root.is_file()):
         raise MedadError(f"{root} is not a folder that can be read", f"Give the folder of the {name} data")
     try:
@@ -114,3 +117,9 @@ def read_table(source: str, options: Options | None = None) -> Table:
             f"{root} holds no healthy scan" + (f" ({notes})" if notes else ""), "Check how its files are labelled"
         )
     return table
+
+
+def _mirror(url: str, name: str) -> Path:
+    from medad_serve.data.remote import mirrored  # which needs the cache, which needs samples
+
+    return mirrored(url, takes_file=name in _registry.of_files)
