@@ -102,6 +102,10 @@ def _train(chosen: Family) -> AnomalyModel:
         model.loss(_labelled(model, chosen, _smooth(chosen, 8, step)))["loss"].backward()
         optimizer.step()
     model.eval().finish([_smooth(chosen, 8, 100)], [_smooth(chosen, 8, 200)], lambda _: None)
+    if model.supervised:
+        model.fit_probability(
+            [_labelled(model, chosen, _smooth(chosen, 8, seed)) for seed in (200, 201)], lambda _: None
+        )
     return model.eval()
 
 
@@ -160,6 +164,36 @@ def test_a_stronger_defect_scores_higher(chosen: Family) -> None:
     with torch.no_grad():
         means = [model(_with_defect(chosen, x, strength))["score"].mean().item() for strength in (0.0, 0.5, 1.0)]
     assert all(weaker < stronger for weaker, stronger in pairwise(means)), means
+
+
+def test_a_probability_lies_in_0_to_1_and_orders_items_as_the_score_does(chosen: Family) -> None:
+    model = _trained(chosen)
+    if "probability" not in model.outputs:
+        return
+    x = _smooth(chosen, 8, 500)
+    with torch.no_grad():
+        found = model(torch.cat([x, _with_defect(chosen, x, 1.0)]))
+    assert (found["probability"] >= 0).all()
+    assert (found["probability"] <= 1).all()
+    by_score = found["probability"][found["score"].argsort()]
+    assert (by_score.diff() >= 0).all()
+
+
+def test_synthetic_faults_lie_where_their_mask_says(chosen: Family) -> None:
+    model, x = _settled(chosen), _smooth(chosen, 8, 600)
+    made = model.with_faults(x, 1)
+    if made is None:
+        return
+    again, other = model.with_faults(x, 1), model.with_faults(x, 2)
+    assert again is not None
+    assert other is not None
+    assert torch.equal(made.x, again.x)
+    assert not torch.equal(made.x, other.x)
+    assert made.mask.shape == (8, 1, *x.shape[2:])
+    assert made.severity.shape == (8,)
+    assert torch.equal(torch.where(made.mask > 0, x, made.x), x)
+    assert torch.equal(made.severity > 0, made.mask.flatten(1).amax(dim=1) > 0)
+    assert set(made.mask.unique().tolist()) <= {0.0, 1.0}
 
 
 def test_a_finished_model_survives_saving(chosen: Family, tmp_path: Path) -> None:
