@@ -13,7 +13,7 @@ from written import digests, table
 
 from medad_serve.cli.phantoms import command
 from medad_serve.data import read_table
-from medad_serve.data.phantoms import PHANTOMS, hdmap, head_ct, oct, vertebrae, write_head_ct
+from medad_serve.data.phantoms import PHANTOMS, chest, hdmap, head_ct, oct, vertebrae, write_head_ct
 from medad_serve.data.phantoms.ct_dicom import PADDING, Encoding, save_ct
 from medad_serve.data.phantoms.head_anatomy import Head, draw_haemorrhage, head_ct_slice
 from medad_serve.errors import MedadError
@@ -187,6 +187,7 @@ def test_an_empty_folder_is_filled(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "module", "part"),
     [
+        ("chest", chest, "save_film"),
         ("hdmap", hdmap, "acquire"),
         ("head-ct", head_ct, "save_ct"),
         ("oct", oct, "oct_scan"),

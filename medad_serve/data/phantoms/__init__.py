@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from medad_serve.data.phantoms.chest import write_chest
 from medad_serve.data.phantoms.hdmap import write_hdmap
 from medad_serve.data.phantoms.head_ct import write_head_ct
 from medad_serve.data.phantoms.oct import write_oct
@@ -34,10 +35,20 @@ class Phantom:
 
 PHANTOMS = {
     "head-ct": Phantom("cq500", write_head_ct, healthy=400, abnormal=80, slices=2),
+    "chest": Phantom("folders", write_chest, healthy=224, abnormal=224, slices=1),
     "hdmap": Phantom("mvtec", write_hdmap, healthy=250, abnormal=80, slices=1),
     "oct": Phantom("folders", write_oct, healthy=160, abnormal=60, slices=2),
     "vertebrae": Phantom("volumes", write_vertebrae, healthy=38, abnormal=16, slices=1),
 }
 """By kind, as the command line and a model's registration name it."""
 
-__all__ = ["PHANTOMS", "Phantom", "Writer", "write_hdmap", "write_head_ct", "write_oct", "write_vertebrae"]
+__all__ = [
+    "PHANTOMS",
+    "Phantom",
+    "Writer",
+    "write_chest",
+    "write_hdmap",
+    "write_head_ct",
+    "write_oct",
+    "write_vertebrae",
+]
