@@ -131,7 +131,8 @@ def _running(weights: Floats) -> Floats:
     return out
 
 
-def _cell(value: float, resampled: Floats, level: float) -> Cell:
+def estimate(value: float, resampled: Floats, level: float = 0.95) -> Cell:
+    """Return a figure with the percentile interval of its resamples ``(b,)``; NaN among them are left out."""
     known = resampled[~np.isnan(resampled)]
     if np.isnan(value) or not len(known):
         return {"value": None, "low": None, "high": None}
@@ -157,16 +158,25 @@ def separations(
             for name, ranking in rankings.items():
                 found[name].append(ranking.areas(weights)["auroc"])
     return {
-        name: _cell(auroc(scores, labels), np.concatenate(found[name]), level) for name, scores in candidates.items()
+        name: estimate(auroc(scores, labels), np.concatenate(found[name]), level) for name, scores in candidates.items()
     }
+
+
+def _counted(called: Mask, labels: Labels) -> Floats:
+    counts = binary_stat_scores(torch.from_numpy(called.astype(np.int64)), torch.from_numpy(labels))
+    return counts.numpy().astype(np.float64)[:4]
+
+
+def decisions(data: HeldOut, cutoff: float) -> Floats:
+    """Return true and false positives, true and false negatives at a cutoff, ``(4,)``."""
+    return _counted(data.scores >= cutoff, data.labels)
 
 
 def _points(data: HeldOut, called: Mask | None) -> dict[str, float]:
     points = {"auroc": auroc(data.scores, data.labels), "auprc": auprc(data.scores, data.labels)}
     if called is not None:
-        counts = binary_stat_scores(torch.from_numpy(called.astype(np.int64)), torch.from_numpy(data.labels))
-        tp, fp, tn, fn, _ = counts.numpy().astype(np.float64)
-        points |= {name: float(value) for name, value in decision_figures(tp, fp, tn, fn).items()}
+        counts = _counted(called, data.labels)
+        points |= {name: float(value) for name, value in decision_figures(*counts).items()}
     return points
 
 
@@ -184,7 +194,7 @@ def _figures(data: HeldOut, cutoff: float | None, level: float, resamples: int, 
         for name, value in values.items():
             found[name].append(value)
     counts = {"normal": int((~sick).sum()), "abnormal": int(sick.sum()), "patients": len(set(data.patients))}
-    return {**counts, **{name: _cell(point, np.concatenate(found[name]), level) for name, point in points.items()}}
+    return {**counts, **{name: estimate(point, np.concatenate(found[name]), level) for name, point in points.items()}}
 
 
 def summarise(
@@ -203,12 +213,13 @@ def summarise(
     """
     out = _figures(data, cutoff, level, resamples, seed)
     if classes is not None:
-        parts = {name: _only(data, mask | (data.labels == 0)) for name, mask in classes.items()}
+        parts = {name: only(data, mask | (data.labels == 0)) for name, mask in classes.items()}
         out["classes"] = {name: _figures(part, cutoff, level, resamples, seed) for name, part in parts.items()}
     return out
 
 
-def _only(data: HeldOut, keep: Mask) -> HeldOut:
+def only(data: HeldOut, keep: Mask) -> HeldOut:
+    """Return the items that a mask ``(N,)`` keeps."""
     patients = tuple(p for p, kept in zip(data.patients, keep, strict=True) if kept)
     return HeldOut(data.scores[keep], data.labels[keep], patients)
 

@@ -8,32 +8,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medad_serve.calibration import Decider
 from medad_serve.data.cache import Progress
 from medad_serve.errors import MedadError
-from medad_serve.evaluation import Scored, Subject, beside, measure, open_subject, score
+from medad_serve.evaluation import (
+    Scored,
+    Subject,
+    beside,
+    facts,
+    full_size,
+    maps_of,
+    measure,
+    open_subject,
+    plots,
+    score,
+    study,
+)
 from medad_serve.report import (
     Listing,
     Row,
-    cell,
     constants,
+    decision_listings,
     plot_history,
     plot_rows,
     plot_scores,
     scales,
+    study_listings,
     three_planes,
     write_report,
 )
-from medad_serve.runtime import FloatArray
 from medad_serve.training.run import FINISH, METRICS, is_run
 
 REPORT = "report.html"
 PLACES = ("highest", "median", "lowest")
-TITLES = {"alignment": "alignment (ALM)"}
-"""Of outputs whose name is not what readers call them."""
-FIGURES = ("auroc", "auprc", "sensitivity", "specificity", "precision", "f1", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -71,18 +79,22 @@ def visualize(
     except FileExistsError:
         raise MedadError(f"{folder} is a file", "Name a folder with --out") from None
     scored = score(subject)
-    metrics = measure(subject, scored, policy)
-    plots = [
+    studied = study(subject, scored)
+    metrics = measure(subject, scored, policy, studied)
+    maps = full_size(subject, scored, policy)
+    drawn = [
         *_score_plots(subject, scored, policy, folder),
+        *plots(subject, scored, studied, metrics, folder.joinpath),
         *_grids(subject, scored, policy, pick(scored, count), folder),
         *_curves(opened, folder),
     ]
     write_report(
         folder / REPORT,
         title=f"medad-serve: {subject.name}",
-        facts=_facts(subject, metrics),
-        plots=plots,
+        facts=facts(subject, metrics),
+        plots=drawn,
         tables=_tables(metrics, _log(opened, FINISH)),
+        maps=[maps] if maps else [],
     )
     return folder / REPORT
 
@@ -117,37 +129,6 @@ def _score_plots(subject: Subject, scored: Scored, policy: str, folder: Path) ->
         plots.append((title, folder / "scores_patient.png"))
         plot_scores(patients, of_patient, plots[1][1], unit="patient", classes=classes)
     return plots
-
-
-def maps_of(item: FloatArray, outputs: dict[str, NDArray[Any]]) -> dict[str, FloatArray]:
-    """Return what can be looked at of one item ``(C, *S)``: arrays ``S``, or ``S`` and 3 for colour images.
-
-    The item, its ``reconstruction`` and their absolute difference (``residual``) where the model returns one, and
-    every other real-valued map, whatever it is called; ``heatmap`` comes last. ``outputs`` are those of the one
-    item, without the batch axis; maps of another resolution are repeated up or thinned to that of the item.
-    """
-    size = item.shape[1:]
-    shown = {"input": _image(item)}
-    reconstruction = outputs.get("reconstruction")
-    if reconstruction is not None:
-        shown["reconstruction"] = _image(reconstruction)
-        shown["residual"] = np.abs(item - reconstruction).mean(axis=0)
-    is_map = {n: v for n, v in outputs.items() if v.ndim == item.ndim and v.dtype.kind == "f"}
-    for name in sorted(is_map.keys() - {"reconstruction"}, key=lambda n: (n == "heatmap", n)):
-        shown[TITLES.get(name, name)] = _fitted(is_map[name].mean(axis=0), size)
-    return shown
-
-
-def _image(item: FloatArray) -> FloatArray:
-    return np.moveaxis(item, 0, -1) if len(item) == 3 else item.mean(axis=0)
-
-
-def _fitted(values: FloatArray, size: tuple[int, ...]) -> FloatArray:
-    """Bring a map to another size by its nearest values."""
-    if values.shape == size:
-        return values
-    picks = [np.arange(wide) * have // wide for wide, have in zip(size, values.shape, strict=True)]
-    return values[np.ix_(*picks)]
 
 
 def _rows(subject: Subject, scored: Scored, policy: str, picked: list[Picked]) -> Iterator[tuple[Picked, list[Row]]]:
@@ -201,35 +182,8 @@ def _curves(opened: Path, folder: Path) -> list[tuple[str, Path]]:
     return plots
 
 
-def _facts(subject: Subject, metrics: dict[str, Any]) -> dict[str, str]:
-    calibration = metrics["calibration"]
-    items = metrics[subject.unit]
-    return {
-        "model": subject.family,
-        "runtime": subject.runtime_name,
-        "measured on": f"{metrics['split']} patients",
-        "patients": str(metrics["patient"]["patients"]),
-        f"{subject.unit}s": f"{items['normal']} normal, {items['abnormal']} abnormal",
-        "policy": metrics["policy"],
-        "cutoffs made of": f"{calibration['n']} normal {subject.unit}s ({calibration['method'].replace('_', ' ')})",
-        "patient score": metrics["aggregation"],
-        "files that could not be read": str(metrics["faults"]),
-    }
-
-
 def _tables(metrics: dict[str, Any], finish: Path | None) -> list[Listing]:
-    rows = []
-    for level in (metrics["unit"], "patient"):
-        found = metrics[level]
-        for name, part in {"all abnormal": found, **found["classes"]}.items():
-            rows.append([level, name, f"{part['normal']} / {part['abnormal']}", *(cell(part[f]) for f in FIGURES)])
-    head = ["level", "class", "n", *FIGURES]
-    alone = [[name, cell(found["auroc"])] for name, found in metrics["scores"].items()]
-    alone += [[f"baseline: {name}", cell(found["auroc"])] for name, found in metrics["baselines"].items()]
-    tables = [
-        Listing("Figures with 95 % intervals, bootstrapped by patient", head, rows),
-        Listing("Component scores and trivial baselines", ["score", "AUROC"], alone),
-    ]
+    tables = [*decision_listings(metrics), *study_listings(metrics)]
     fixed = constants(finish) if finish else {}
     if fixed:
         found_rows = [[name, f"{value:.4g}"] for name, value in fixed.items()]

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
 
 from medad_serve.calibration import HeldOut, calibrate
-from medad_serve.data import Prepared
+from medad_serve.data import Prepared, Sample
 from medad_serve.errors import MedadError
 from medad_serve.evaluation import Subject, evaluate, measure, score
 from medad_serve.export.graph import EagerRuntime
@@ -142,6 +142,7 @@ def _subject(pixels: list[tuple[float, float]], labels: list[int], kinds: list[s
     tensor[:, 0, 0] = pixels
     names = tuple(patients)
     digests = tuple(f"{i:064d}" for i in range(len(pixels)))
+    samples = tuple(Sample(Path(d), n, y, k) for d, n, y, k in zip(digests, names, labels, kinds, strict=True))
     normals = HeldOut(np.linspace(0, 0.9, 10), np.zeros(10, np.int64), tuple(map(str, range(10))))
     calibration = calibrate(
         normals, fingerprint="f", method="validation", default_policy="specificity=0.5", heatmap_scale=1
@@ -154,7 +155,7 @@ def _subject(pixels: list[tuple[float, float]], labels: list[int], kinds: list[s
         runtime_name="eager",
         calibration=calibration,
         policy="specificity=0.5",
-        data=Prepared(tensor, np.array(labels), names, digests, tuple(kinds), "f", ()),
+        data=Prepared(tensor, np.array(labels), names, digests, samples, "f", ()),
         seen=frozenset(),
         prep=PrepSpec(size=(2, 2)),
     )

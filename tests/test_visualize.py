@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from medad_serve.calibration import HeldOut, calibrate
-from medad_serve.data import Prepared
+from medad_serve.data import Prepared, Sample
 from medad_serve.errors import MedadError
-from medad_serve.evaluation import Scored, Subject, score
+from medad_serve.evaluation import Scored, Subject, maps_of, score
 from medad_serve.export.graph import EagerRuntime
 from medad_serve.models import Family, families
 from medad_serve.report import Row
 from medad_serve.spec import PrepSpec
 from medad_serve.training.run import open_run
-from medad_serve.visualize import _grids, _rows, maps_of, pick, visualize
+from medad_serve.visualize import _grids, _rows, pick, visualize
 
 
 def _scored(scores: list[float], labels: list[int]) -> Scored:
@@ -93,7 +93,8 @@ def _volumes(count: int = 12) -> tuple[Subject, list[tuple[int, int, int]]]:
         tensor[i, 0][place] = 2 + i / 100
     labels = np.array([i % 2 for i in range(count)])
     patients = tuple(f"secret-{i}" for i in range(count))
-    data = Prepared(tensor, labels, patients, patients, tuple("wedge" if n else "" for n in labels), "f", ())
+    samples = tuple(Sample(Path(p), p, int(n), "wedge" if n else "") for p, n in zip(patients, labels, strict=True))
+    data = Prepared(tensor, labels, patients, patients, samples, "f", ())
     normals = HeldOut(np.linspace(0, 2.05, 19), np.zeros(19, np.int64), tuple(map(str, range(19))))
     calibration = calibrate(
         normals, fingerprint="f", method="held_out", default_policy="specificity=0.9", heatmap_scale=1
@@ -156,9 +157,9 @@ def test_the_report_of_a_run_shows_what_it_can_and_names_nobody(report: Path, ru
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
     assert {p.name for p in report.parent.iterdir()} == {
         "report.html", "items_normal.png", "items_abnormal.png", "scores_slice.png", "scores_patient.png",
-        "history.png",
+        "history.png", "confusion.png",
     }  # fmt: skip
-    assert len(images) == 5
+    assert len(images) == 6
     for image in images:
         assert matplotlib.image.imread(io.BytesIO(base64.b64decode(image))).std() > 0
     words = re.sub(r'src="[^"]+"', "", text)
@@ -179,7 +180,7 @@ def test_an_artifact_that_lies_alone_is_shown_without_curves(
     found = visualize(alone, data=f"cq500:{cq500}", runtime=runtime, count=1)
     assert found == tmp_path / "alone.report" / "report.html"
     assert {p.stem for p in found.parent.glob("*.png")} == {
-        "items_normal", "items_abnormal", "scores_slice", "scores_patient",
+        "items_normal", "items_abnormal", "scores_slice", "scores_patient", "confusion",
     }  # fmt: skip
     assert (runtime or "onnx") in found.read_text()
 

@@ -20,6 +20,7 @@ from medad_serve.files import write_whole
 from medad_serve.models import AnomalyModel, Family, family
 from medad_serve.spec import read_yaml, validated
 from medad_serve.training.config import RunConfig
+from medad_serve.training.weights import names_weights
 
 CONFIG, SPLIT, BEST, LAST, METRICS, DONE = (
     "config.yaml",
@@ -86,8 +87,8 @@ class Run:
         return [self.fold(k) for k in self.fold_numbers()]
 
     def start(self, fold: int | None = None) -> dict[str, Tensor] | None:
-        """Return the weights that training starts from: of ``init``, or of its model that never saw a fold."""
-        if self.config.init is None:
+        """Return the weights of the run that training starts from, or of its model that never saw a fold."""
+        if self.config.init is None or names_weights(self.config.init):
             return None
         parent = open_run(Path(self.config.init))
         same_folds = parent.split.folds == self.split.folds
@@ -138,6 +139,8 @@ def create_run(config: RunConfig, root: Path) -> Run:
             f"{config.data} holds no abnormal patient, which {config.model} with monitor {config.train.monitor} needs",
             "Label some as abnormal, or watch val/loss",
         )
+    for other in config.report_on:  # what cannot be read is refused before training
+        read_table(other, config.options_of(other))
     split = _draw(config, table, labels, supervised)
     _require_abnormal(config, split, labels, supervised)
     stem = _home(config, root) / datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -188,7 +191,7 @@ def same_run(config: RunConfig, root: Path) -> Run | None:
 
 def _draw(config: RunConfig, table: Table, labels: dict[str, int], supervised: bool) -> Split:
     """Draw the split, or keep that of the run which training starts from where its patients are these."""
-    parent = open_run(Path(config.init)).split if config.init else None
+    parent = open_run(Path(config.init)).split if config.init and not names_weights(config.init) else None
     if parent is not None and parent.roles.keys() == labels.keys():
         return inherit_split(parent, labels, config.split, supervised)
     return split_patients(

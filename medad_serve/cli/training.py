@@ -1,18 +1,13 @@
-"""``train``, ``export`` and ``evaluate``."""
+"""``train`` and ``export``."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from rich.markup import escape
-from rich.table import Table as RichTable
 
-from medad_serve.cli.console import decoding, err, out, say, table
-from medad_serve.errors import MedadError
+from medad_serve.cli.console import decoding, out, say, table
 
 if TYPE_CHECKING:
     from medad_serve.data import Prepared
@@ -22,7 +17,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--data", help="Layout and folder, e.g. cq500:DIR.")
+@click.option(
+    "--data", multiple=True, help="Layout and folder, e.g. cq500:DIR; further ones are only reported on at the end."
+)
 @click.option("--config", help="A recipe that comes with the package, or a YAML file.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with a run that was stopped.")
@@ -30,7 +27,7 @@ if TYPE_CHECKING:
 def train(
     model: str | None,
     overrides: tuple[str, ...],
-    data: str | None,
+    data: tuple[str, ...],
     config: str | None,
     runs: Path,
     resume: Path | None,
@@ -40,11 +37,15 @@ def train(
 
     Settings such as train.max_epochs=20 or settings.latent_dim=32 override defaults and --config; fold=1 trains
     one fold of a cross-validation. A run that was stopped goes on with --resume RUN.
+
+    Of several --data the first trains; what it scores on the test images of each is shown at the end.
     """
     if resume is not None and (model or overrides or data or config or folds):
         raise click.UsageError("--resume takes the configuration of the run; name nothing else")
     if not (resume or model or config):
         raise click.UsageError("name a model; 'medad-serve info' lists them")
+    if folds and len(data) > 1:
+        raise click.UsageError("--folds all divides one data set; name one --data")
 
     from medad_serve.training.config import model_named, resolve
     from medad_serve.training.run import create_run, open_run
@@ -54,10 +55,15 @@ def train(
     else:
         name, overrides = model_named(model, config, overrides)
         if folds:
-            _train_folds(name, data, config, overrides, runs)
+            _train_folds(name, data[0] if data else None, config, overrides, runs)
             return
-        run = create_run(resolve(name, data, config, overrides), runs)
+        run = create_run(resolve(name, data[0] if data else None, config, overrides, data[1:]), runs)
     _train_one(run)
+    if run.config.report_on:
+        from medad_serve.cli.evaluation import domains
+        from medad_serve.evaluation import evaluate_all
+
+        out.print(domains(evaluate_all(run.path, progress=decoding)))
     out.print(str(run.path), markup=False)
 
 
@@ -121,68 +127,3 @@ def export(run: Path, formats: tuple[str, ...], name: str | None, model_version:
     opened = open_run(run)
     artifact = export_run(opened, formats, name=name, version=model_version, say=say, progress=decoding)
     out.print(str(artifact), markup=False)
-
-
-RANKING = ("auroc", "auprc")
-DECISIONS = ("sensitivity", "specificity", "precision", "f1", "accuracy")
-
-
-def _parts(metrics: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield both levels, each followed by its classes where there are several."""
-    for level in (metrics["unit"], "patient"):
-        yield level, metrics[level]
-        classes = metrics[level]["classes"]
-        yield from ((f"{level}: {name}", found) for name, found in classes.items() if len(classes) > 1)
-
-
-def _ranking(metrics: dict[str, Any]) -> RichTable:
-    from medad_serve.report import cell
-
-    rows = table(f"{metrics['runtime']}, {metrics['split']} patients", "level", "normal", "abnormal", "AUROC", "AUPRC")
-    for name, found in _parts(metrics):
-        counts = (str(found["normal"]), str(found["abnormal"]))
-        rows.add_row(escape(name), *counts, *(cell(found[figure]) for figure in RANKING))
-    for name, found in metrics["scores"].items():
-        rows.add_row(name, "", "", cell(found["auroc"]))
-    for name, found in metrics["baselines"].items():
-        rows.add_row(f"baseline: {name}", "", "", cell(found["auroc"]))
-    return rows
-
-
-def _decisions(metrics: dict[str, Any]) -> RichTable:
-    from medad_serve.report import cell
-
-    made = metrics["calibration"]["method"].replace("_", " ")
-    rows = table(f"at the cutoff {metrics['policy']}, calibrated {made}", "level", *DECISIONS)
-    for name, found in _parts(metrics):
-        rows.add_row(escape(name), *(cell(found[figure]) for figure in DECISIONS))
-    return rows
-
-
-@click.command()
-@click.argument("path", metavar="RUN|ARTIFACT", type=click.Path(path_type=Path))
-@click.option("--data", help="Layout and folder [default: the data of the run, test patients].")
-@click.option("--runtime", help="onnx or torchscript [default: eager for a run, onnx for an artifact].")
-@click.option("--policy", help="Cutoff policy [default: the model's].")
-@click.option("--out", "target", type=click.Path(path_type=Path), help="Where metrics.json goes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
-def evaluate(
-    path: Path, data: str | None, runtime: str | None, policy: str | None, target: Path | None, as_json: bool
-) -> None:
-    """Measure how well scores separate and decisions agree, overall and per class, with intervals.
-
-    Beside the score stand its components, where the model has some, and trivial baselines.
-    """
-    if not path.is_dir():
-        raise MedadError(f"{path} is no folder", "Name a run or an artifact, e.g. runs/ae")
-
-    from medad_serve.evaluation import evaluate as measure
-
-    metrics, written = measure(path, data=data, runtime=runtime, policy=policy, out=target, progress=decoding)
-    if as_json:
-        out.print(json.dumps(metrics, indent=1), markup=False)
-    else:
-        out.print(_ranking(metrics))
-        out.print()
-        out.print(_decisions(metrics))
-        err.print(f"written to {written}", markup=False)

@@ -90,6 +90,11 @@ def plot_rows(rows: Sequence[Row], path: Path, title: str, ranges: Mapping[str, 
                 _bar(figure, grid[:, column])
 
 
+def color_map(name: str) -> str:
+    """Return the colours in which the panel ``name`` is drawn."""
+    return "gray" if name in IMAGES else COLORS.get(name, "viridis")
+
+
 def _aspect(row: Row) -> float:
     height, width = (int(n) for n in next(iter(row.panels.values())).shape[:2])
     return min(2.0, max(0.4, height / width))
@@ -101,7 +106,7 @@ def _draw(row: Row, axes: Sequence[Axes], ranges: Mapping[str, tuple[float, floa
         for side in axis.spines.values():
             side.set_visible(False)
         low, high = ranges[name]
-        style: dict[str, Any] = {"cmap": "gray" if name in IMAGES else COLORS.get(name, "viridis")}
+        style: dict[str, Any] = {"cmap": color_map(name)}
         if values.ndim == 3:
             axis.imshow(np.clip((values - low) / (high - low), 0, 1))
         else:

@@ -33,12 +33,23 @@ class Listing:
     rows: Sequence[Sequence[str]]
 
 
+@dataclass(frozen=True)
+class Maps:
+    """A table of images at their own size: a row an item, a column each thing that is shown of it."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[bytes]]]
+    """Caption, and a JPEG for each column."""
+
+
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
 h2{margin-top:2.2rem;border-bottom:1px solid #ddd;font-size:1.2rem}
 table{border-collapse:collapse;margin:1rem 0;font-size:13px}
 td,th{padding:.3rem .6rem;vertical-align:top;border-bottom:1px solid #ddd;text-align:left;
 font-variant-numeric:tabular-nums}
-img{max-width:100%}figure{display:inline-block;margin:.4rem;width:14rem}figcaption{font-size:13px}.wrong{color:#b00}"""
+img{max-width:100%}figure{display:inline-block;margin:.4rem;width:14rem}figcaption{font-size:13px}.wrong{color:#b00}
+.maps{overflow-x:auto}.maps img{max-width:none;display:block}.maps td:first-child{white-space:pre-line}"""
 
 
 def cell(figure: dict[str, float | None]) -> str:
@@ -60,6 +71,17 @@ def _table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
     return "<table>" + line(head, "th") + "".join(line(r, "td") for r in rows) + "</table>"
 
 
+def _maps(maps: Maps) -> str:
+    lines = []
+    for caption, images in maps.rows:
+        shown = [f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(i).decode()}">' for i in images]
+        cells = "".join(f"<td>{image}</td>" for image in shown)
+        lines.append(f"<tr><td>{escape(caption)}</td>{cells}</tr>")
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("", *maps.head))
+    table = f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+    return f'<h2>{escape(maps.title)}</h2><div class="maps">{table}</div>'
+
+
 def _answers(shown: Sequence[Shown]) -> list[str]:
     parts = ["<h2>Answers over HTTP</h2>"]
     for row in shown:
@@ -79,8 +101,9 @@ def write_report(
     plots: Sequence[tuple[str, Path]],
     shown: Sequence[Shown] = (),
     tables: Sequence[Listing] = (),
+    maps: Sequence[Maps] = (),
 ) -> None:
-    """Write one HTML file that needs no other: facts, tables, plots, and the overlays of answers.
+    """Write one HTML file that needs no other: facts, tables, plots, maps, and the overlays of answers.
 
     Plots that follow each other under one title share its heading.
     """
@@ -90,6 +113,7 @@ def write_report(
     for name, file in plots:
         parts.append(("" if name == last else f"<h2>{escape(name)}</h2>") + _image(file, name))
         last = name
+    parts += [_maps(each) for each in maps]
     if shown:
         parts += _answers(shown)
     body = "\n".join(parts)
