@@ -19,6 +19,9 @@ from medad_serve.models.base import device_for
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, read_yaml, validated
 from medad_serve.training.augment import AugmentSettings
 from medad_serve.training.loggers import LoggerName, require_logger
+from medad_serve.training.weights import absolute_weights, names_weights, read_weights
+
+MONITOR = r"^(train|val)/\w+$"
 
 
 class TrainSettings(Frozen):
@@ -29,6 +32,8 @@ class TrainSettings(Frozen):
     optimizer: Literal["adam", "adamw"] = "adam"
     scheduler: Literal["constant", "cosine", "plateau"] = "constant"
     """``cosine`` falls to 0 over the run; ``plateau`` divides by 10 after a third of ``patience``."""
+    plateau_monitor: str | None = Field(None, pattern=MONITOR)
+    """What ``plateau`` watches; none watches ``monitor``."""
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float | None = Field(None, gt=0)
@@ -36,7 +41,7 @@ class TrainSettings(Frozen):
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     validate_every: int = Field(1, ge=1)
     """Epochs from one validation (and row of ``metrics.csv``) to the next: on few training images it costs most."""
-    monitor: str = Field("val/loss", pattern=r"^(train|val)/\w+$")
+    monitor: str = Field("val/loss", pattern=MONITOR)
     """What early stopping and the best checkpoint watch; ``val/auroc`` and the like are maximised."""
     patience: int = Field(50, ge=1)
     min_delta: float = Field(0.0, ge=0)
@@ -87,7 +92,8 @@ class RunConfig(Frozen):
     """Other data sets, ``layout:directory`` each, that evaluation reports beside the run's own."""
     data_options: dict[str, Any] = Field(default_factory=dict)
     init: str | None = None
-    """A finished run whose weights this one starts from, and whose split it keeps."""
+    """A finished run whose weights this one starts from, and whose split it keeps; or weights alone, of which it
+    takes what fits: FILE.safetensors, FILE.pth or hf:ORG/NAME."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Of the model."""
     input: InputSpec
@@ -99,6 +105,10 @@ class RunConfig(Frozen):
     logger: LoggerName = "none"
     """Beside ``metrics.csv``, which is always written."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+
+    def options_of(self, source: str) -> dict[str, Any]:
+        """Return the options that hold for a data set: the run's own, where it is laid out as the run's."""
+        return self.data_options if source.partition(":")[0] == self.data.partition(":")[0] else {}
 
     @field_validator("experiment")
     @classmethod
@@ -218,8 +228,13 @@ def _adopted(chosen: Family, init: str) -> dict[str, Any]:
     return {**kept, "settings": settings, "init": str(start.path.resolve())}
 
 
-def resolve(model: str, data: str | None, config: str | None, overrides: Iterable[str]) -> RunConfig:
-    """Resolve a configuration; every fault is one line that names its field."""
+def resolve(
+    model: str, data: str | None, config: str | None, overrides: Iterable[str], report_on: Iterable[str] = ()
+) -> RunConfig:
+    """Resolve a configuration; every fault is one line that names its field.
+
+    ``report_on`` names data sets beside ``data`` that evaluation reports, over those of ``config``.
+    """
     chosen = family(model)
     resolved: dict[str, Any] = {
         "model": model,
@@ -233,23 +248,32 @@ def resolve(model: str, data: str | None, config: str | None, overrides: Iterabl
     if stored.get("model", model) != model:
         raise MedadError(f"configuration {config} is for model {stored['model']}", f"It cannot train {model}")
     asked = _merge(stored, parse_overrides(overrides, model))
-    if asked.get("init"):
-        resolved = _merge(resolved, _adopted(chosen, str(asked.pop("init"))))
+    init = str(asked.pop("init", None) or "")
+    if init and not names_weights(init):
+        resolved = _merge(resolved, _adopted(chosen, init))
     elif chosen.builds_on:
         raise MedadError(
             f"{model} builds on a trained {chosen.builds_on}",
             f"Train that first, then add init=RUN, e.g. init=runs/{chosen.builds_on}",
         )
+    elif init:
+        resolved["init"] = absolute_weights(init)
     resolved = _merge(resolved, asked)
     if data:
         resolved["data"] = data
     if "data" not in resolved:
         raise MedadError("no data was named", "Give --data LAYOUT:DIR, e.g. --data cq500:DIR")
     resolved["data"] = absolute(str(resolved["data"]))
+    others = tuple(report_on) or resolved.get("report_on", ())
+    resolved["report_on"] = tuple(absolute(str(o)) for o in ((others,) if isinstance(others, str) else others))
     checked = validated(RunConfig, _numbers(resolved), config or "the configuration")
     full = validated(chosen.settings, checked.settings, f"settings of model {model}")
-    # What cannot be built or has no device is refused here, before data is read or a run is written.
-    chosen.build(checked.prep, checked.settings)
+    # What cannot be built, started or has no device is refused here, before data is read or a run is written.
+    built = chosen.build(checked.prep, checked.settings)
+    if checked.init and names_weights(checked.init):
+        built.start_partly(read_weights(checked.init))
+    if checked.prep.is_volume and checked.train.augment.of_frames:
+        raise MedadError(f"{model} reads volumes, which clahe and jpeg cannot change", "Set them to 0 in train.augment")
     device_for(checked.device)
     require_logger(checked.logger)
     return checked.model_copy(update={"settings": full.model_dump()})

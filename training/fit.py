@@ -34,6 +34,7 @@ from medad_serve.training.finish import Normals, finish_model, save_codes
 from medad_serve.training.loggers import run_loggers
 from medad_serve.training.run import BEST, DONE, LAST, METRICS, Run, read_checkpoint, write_checkpoint
 from medad_serve.training.task import DetectorTask, direction, logged
+from medad_serve.training.weights import names_weights, read_weights
 
 Say = Callable[[str], None]
 
@@ -163,9 +164,13 @@ class Job:
         settings = self.run.config.train.augment
         return None if settings == AugmentSettings() else Augment(settings, self.seed, self.run.config.prep.values)
 
-    def model(self) -> AnomalyModel:
-        """Build the model, with the weights that it starts from."""
+    def model(self, say: Say) -> AnomalyModel:
+        """Build the model, with the weights that it starts from, and tell what it takes of a file of them."""
         model = self.run.build()
+        init = self.run.config.init
+        if init and names_weights(init):
+            for line in model.start_partly(read_weights(init)).lines():
+                say(f"init: {line}")
         weights = self.run.start(self.fold)
         if weights is not None:
             try:
@@ -185,7 +190,7 @@ def _train(job: Job, say: Say, more: Sequence[Callback], loggers: list[Logger] |
         raise MedadError(f"{len(job.train)} training image is too few", "Add healthy patients")
     L.seed_everything(job.seed, verbose=False)
     task = DetectorTask(
-        job.model(), settings, job.data.patients, config.calibration.aggregation, job.horizon(), job.augment()
+        job.model(say), settings, job.data.patients, config.calibration.aggregation, job.horizon(), job.augment()
     )
     callbacks = [*_callbacks(job.run, folder, steps, say), *more]
     device = device_for(config.device)

@@ -76,14 +76,15 @@ class DetectorTask(L.LightningModule):
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.horizon)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
         if self.settings.scheduler == "plateau":
-            mode: Literal["min", "max"] = direction(self.settings.monitor)
+            monitor = self.settings.plateau_monitor or self.settings.monitor
+            mode: Literal["min", "max"] = direction(monitor)
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 optimizer, mode, factor=0.1, patience=max(1, self.settings.patience // 3)
             )
             every = min(self.settings.validate_every, self.settings.max_epochs)
             return {
                 "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": plateau, "monitor": self.settings.monitor, "frequency": every},
+                "lr_scheduler": {"scheduler": plateau, "monitor": monitor, "frequency": every},
             }
         return optimizer
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medad_serve.errors import MedadError
+from medad_serve.models.transfer import Transfer, load_fitting
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, validated
 
 Shape = tuple[int, ...]
@@ -88,6 +89,13 @@ class AnomalyModel(nn.Module, ABC):
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Take the weights of the trained model that a run's ``init`` names; by default of the same model."""
         self.load_state_dict(weights)
+
+    def start_partly(self, weights: dict[str, Tensor]) -> Transfer:
+        """Take what fits of the weights of a file that ``init`` names, and tell what did.
+
+        Raises MedadError, changing nothing, where they are of another architecture.
+        """
+        return load_fitting(self, weights)
 
     def ties(self, x: Tensor) -> dict[str, Tensor]:
         """Return, for each integer output, how nearly it is another one, in the shape of that output.

@@ -10,14 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medad_serve.models.balance import follow, weights
 from medad_serve.models.base import AnomalyModel, Batch, Shape, register
 from medad_serve.models.vqvae3d import QUICK, SCORES, TRIAL, VERTEBRA_INPUT, VERTEBRA_PREP, Vqvae3d, Vqvae3dSettings
 from medad_serve.spec import Frozen
 
 GROWTH = 8
 """Channels that ``growth`` counts."""
-SHARE_DECAY = 0.99
-"""Of the running share of fractures among training items."""
 
 
 class FractureSettings(Frozen):
@@ -109,12 +108,13 @@ class FractureClassifier(AnomalyModel):
         """Binary cross-entropy in which healthy and fractured weigh the same, by their running shares."""
         labels = batch.labels.to(batch.x.dtype)
         if self.training:
-            self.share.lerp_(labels.mean(), 1 - SHARE_DECAY)
-        share = self.share.clamp(0.01, 0.99)
-        weight = torch.where(labels > 0, 0.5 / share, 0.5 / (1 - share))
+            follow(self.share, labels)
         _, logit = self._seen(batch.x, self._error(batch.x))
         right = ((logit > 0) == (labels > 0)).to(logit.dtype).mean()
-        return {"loss": F.binary_cross_entropy_with_logits(logit, labels, weight), "accuracy": right}
+        return {
+            "loss": F.binary_cross_entropy_with_logits(logit, labels, weights(labels, self.share)),
+            "accuracy": right,
+        }
 
 
 def _adopt(settings: dict[str, Any]) -> dict[str, Any]:

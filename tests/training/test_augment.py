@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import cv2
 import monai.transforms
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from medad_serve.models import Batch
-from medad_serve.training.augment import Augment, AugmentSettings, resample
+from medad_serve.training.augment import Augment, AugmentSettings, blurred, compressed, resample
 
 ALL = {
     "flip": 0.5,
@@ -17,7 +18,11 @@ ALL = {
     "noise_std": 0.02,
     "brightness": 0.1,
     "contrast": 0.1,
+    "crop": 0.2,
+    "blur_sigma": 1.0,
+    "gamma": 0.3,
 }
+OF_FRAMES = {"clahe": 0.5, "jpeg": 0.5}
 
 
 def _smooth(*size: int, seed: int = 0) -> torch.Tensor:
@@ -141,3 +146,110 @@ def test_some_items_stay_as_they_are() -> None:
     x = torch.rand(400, 1, 8, 8)
     same = (_drawn(x, rotate_degrees=15, probability=0.25) == x).flatten(1).all(dim=1).float().mean().item()
     assert same == pytest.approx(0.75, abs=0.07)
+
+
+def test_a_crop_is_a_window_inside_the_item() -> None:
+    """Places are read off ramps: what is seen lies within the item and is as wide as tall."""
+    side, most = 64, 0.4
+    ramp = torch.arange(float(side)).expand(500, 1, side, side).contiguous()
+    seen = Augment(AugmentSettings(crop=most, probability=1), 0, (0, side - 1)).items(ramp)[:, 0]
+    step = (seen[:, 32, 48] - seen[:, 32, 16]) / 32
+    assert 1 - most <= step.min() < 1 - 0.9 * most
+    assert 0.95 < step.max() <= 1
+    first = seen[:, 32, 16] - 16 * step
+    assert first.min() > -0.5
+    assert (first + 63 * step).max() < side - 0.5
+    assert first.max() > 0.3 * side
+    again = Augment(AugmentSettings(crop=most, probability=1), 0, (0, side - 1)).items(ramp.transpose(2, 3))[:, 0]
+    assert torch.allclose((again[:, 48, 32] - again[:, 16, 32]) / 32, step, atol=1e-4)
+
+
+def test_a_window_is_the_one_that_torchvision_cuts_out() -> None:
+    from torchvision.transforms.v2.functional import resized_crop
+
+    x = _smooth(64, 64)
+    found = _resampled(x, shift=(4 / 48, -8 / 48), zoom=64 / 48)  # middle 4 rows above and 8 columns beyond
+    expected = resized_crop(x, 4, 16, 48, 48, [64, 64], antialias=False)[0, 0].numpy()
+    assert np.abs(found - expected)[2:-2, 2:-2].max() < 1e-4
+
+
+@pytest.mark.parametrize("size", [(40, 56), (20, 24, 28)])
+def test_blur_is_scipys_gaussian_over_what_lies_inside(size: tuple[int, ...]) -> None:
+    x, sigma = torch.rand(2, 1, *size), [0.7, 2.0]
+    found = blurred(x, torch.tensor(sigma))
+    for item, blur, std in zip(x[:, 0], found[:, 0], sigma, strict=True):
+        inside = ndimage.gaussian_filter(np.ones(size), std, mode="constant", truncate=8)
+        expected = ndimage.gaussian_filter(item.numpy().astype(float), std, mode="constant", truncate=8) / inside
+        assert np.abs(blur.numpy() - expected).max() < 1e-4
+
+
+def test_a_blur_of_nothing_leaves_the_item() -> None:
+    x = torch.rand(2, 1, 16, 16)
+    assert torch.equal(blurred(x, torch.zeros(2)), x)
+
+
+def test_blur_is_drawn_up_to_its_sigma() -> None:
+    points = torch.zeros(300, 1, 31, 31)
+    points[:, :, 15, 15] = 1
+    peaks = _drawn(points, blur_sigma=2, probability=1)[:, 0, 15, 15]
+    assert 1 / (2 * np.pi * 4) * 0.99 < peaks.min() < 1 / (2 * np.pi * 4) * 1.1
+    assert peaks.max() > 0.9
+
+
+def test_gamma_is_a_power_of_the_scale_from_black_to_white() -> None:
+    x = torch.full((400, 1, 4, 4), 0.25)
+    found = Augment(AugmentSettings(gamma=0.5, probability=1), 0, (-1, 3)).items(4 * x - 1)[:, 0, 0, 0]
+    exponent = ((found + 1) / 4).log() / np.log(0.25)
+    assert np.exp(-0.5) * 0.999 <= exponent.min() < np.exp(-0.49)
+    assert np.exp(0.49) < exponent.max() <= np.exp(0.5) * 1.001
+
+
+def test_clahe_is_opencvs_on_bytes() -> None:
+    x = torch.rand(2, 1, 48, 64)
+    low, high = -2.0, 2.4
+    found = Augment(AugmentSettings(clahe=1), 0, (low, high)).items(low + x * (high - low))
+    for item, equal in zip(x[:, 0].numpy(), found[:, 0].numpy(), strict=True):
+        expected = cv2.createCLAHE(2.0, (8, 8)).apply((item * 255).round().astype(np.uint8))
+        assert np.abs((equal - low) / (high - low) * 255 - expected).max() < 1e-3
+
+
+def test_clahe_comes_as_often_as_asked() -> None:
+    x = (torch.arange(256.0).view(16, 16) / 255 * 0.3).expand(400, 1, 16, 16).contiguous()
+    changed = (_drawn(x, clahe=0.3, probability=1) != x).flatten(1).any(dim=1).float().mean().item()
+    assert changed == pytest.approx(0.3, abs=0.07)
+
+
+def test_jpeg_is_that_of_pillow_too() -> None:
+    from io import BytesIO
+
+    from PIL import Image
+
+    frame = (_smooth(64, 64)[0, 0].numpy() * 255).astype(np.uint8)
+    for quality in (20, 90):
+        file = BytesIO()
+        Image.fromarray(frame).save(file, "JPEG", quality=quality)
+        expected = np.asarray(Image.open(file)).astype(int)
+        assert np.abs(compressed(frame, quality).astype(int) - expected).max() <= 2
+
+
+def test_jpeg_draws_qualities_from_the_lowest_up() -> None:
+    x = torch.rand(100, 1, 32, 32)
+    off = (_drawn(x, jpeg=1, jpeg_quality=10) - x).flatten(1).std(dim=1)
+    assert (off > 0).all()
+    assert off.max() > 4 * off.min()
+    assert (_drawn(x, jpeg=1, jpeg_quality=95) - x).flatten(1).std(dim=1).max() < 1.5 * off.min()
+
+
+def test_volumes_have_neither_clahe_nor_jpeg() -> None:
+    for name in OF_FRAMES:
+        with pytest.raises(ValueError, match="for frames"):
+            _drawn(torch.rand(1, 1, 8, 8, 8), **{name: 0.5})
+
+
+def test_frames_with_everything_stay_in_range_and_the_same_by_seed() -> None:
+    x = torch.randn(8, 1, 40, 40).clamp(-1.99, 2.44)
+    settings = AugmentSettings(**ALL, **OF_FRAMES)
+    found, again = (Augment(settings, 4, (-1.99, 2.44)).items(x) for _ in range(2))
+    assert torch.equal(found, again)
+    assert -1.9901 <= found.min() < found.max() <= 2.4401
+    assert found.dtype == x.dtype
