@@ -126,6 +126,11 @@ def test_a_container_answers_sagemaker_without_tokens(artifact: Path, dicom_file
         assert answer is not None, "the server never answered a ping"
         assert answer.status_code == 200, answer.text
         assert {"score", "p_value", "anomalous"} <= answer.json().keys()
+        # SageMaker passes no header of ours: options go as fields.
+        fields = {"data": ("x.dcm", body, "application/octet-stream"), "X-Medad-Heatmap": (None, "png")}
+        mapped = httpx.post(f"{url}/invocations", files=fields, timeout=60, trust_env=False)
+        assert mapped.json()["score"] == answer.json()["score"]
+        assert mapped.json()["heatmap"]["data"]
     finally:
         server.send_signal(signal.SIGTERM)
         said = server.communicate(timeout=120)
