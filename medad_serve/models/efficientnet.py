@@ -33,7 +33,7 @@ class EfficientnetSettings(Frozen):
     label_smoothing: float = Field(0.05, ge=0, lt=1)
     """Targets are ``smoothing / 2`` and ``1 - smoothing / 2``."""
     prevalence: float | None = Field(None, gt=0, lt=1)
-    """Share of abnormal items where ``probability`` is read; None: that of the validation items."""
+    """Share of abnormal items where ``probability`` is read; None: that among the training items."""
 
 
 def _network(channels: int, settings: EfficientnetSettings) -> EfficientNet:
@@ -94,11 +94,15 @@ class EfficientnetClassifier(AnomalyModel):
 
     @torch.no_grad()
     def fit_probability(self, held_out: Iterable[Batch], log: Log) -> None:
-        """Fit temperature and offset on items that trained nothing; log calibration error and likelihood."""
+        """Fit temperature and offset on items that trained nothing; log calibration error and likelihood.
+
+        Their own share of abnormal items says nothing: who calibrates cutoffs is healthy, who chooses them is not.
+        """
         found = [(self.network(batch.x)[:, 0], batch.labels) for batch in held_out]
         logit, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
         if 0 < int(labels.sum()) < len(labels):
-            log(self.calibrated.fit(logit, labels, self.settings.prevalence))
+            prevalence = self.settings.prevalence or float(self.share)
+            log({"prevalence": prevalence, **self.calibrated.fit(logit, labels, prevalence)})
 
 
 @register(

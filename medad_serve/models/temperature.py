@@ -36,11 +36,17 @@ def prior_weights(labels: Tensor, prevalence: float | None) -> Tensor:
     return torch.where(abnormal, prevalence / share, (1 - prevalence) / (1 - share)).double()
 
 
-def calibration_error(probability: Tensor, labels: Tensor) -> float:
-    """Return the expected calibration error of ``probability (N,)`` of being abnormal, over 15 bins of equal width."""
-    from torchmetrics.functional.classification import binary_calibration_error
+def calibration_error(probability: Tensor, labels: Tensor, weight: Tensor | None = None) -> float:
+    """Return the expected calibration error of ``probability (N,)`` of being abnormal, over 15 bins of equal width.
 
-    return float(binary_calibration_error(probability.float(), labels.int(), n_bins=BINS, norm="l1"))
+    The gap between mean probability and share of abnormal items in a bin, averaged by the weight of the bins;
+    without weights it is torchmetrics' ``binary_calibration_error``, which knows none.
+    """
+    p, y = probability.double(), labels.double()
+    weight = torch.ones_like(p) if weight is None else weight
+    bins = (p * BINS).long().clamp(max=BINS - 1)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, weight * (p - y))
+    return float(gaps.abs().sum() / weight.sum())
 
 
 def negative_log_likelihood(logit: Tensor, labels: Tensor, weight: Tensor | None = None) -> float:
@@ -77,21 +83,22 @@ class Temperature(nn.Module):
         """Find both on logits and labels ``(N,)`` of items that trained nothing; needs both classes.
 
         They minimise the negative log-likelihood, weighted so that ``prevalence`` of the items are abnormal
-        (None: as many as there are). Returns figures from before and after, on the items as they are.
+        (None: as many as there are). Returns figures from before and after, under the same weights.
         """
         values, labels = logit.detach().cpu().double(), labels.detach().cpu()
-        before = self._figures(values, labels, "before")
-        slope, offset = _fitted(values, smoothed_targets(labels), prior_weights(labels, prevalence))
+        weight = prior_weights(labels, prevalence)
+        before = self._figures(values, labels, weight, "before")
+        slope, offset = _fitted(values, smoothed_targets(labels), weight)
         self.temperature.fill_(1 / slope)
         self.offset.fill_(offset)
         found = {"temperature": float(self.temperature), "offset": float(self.offset)}
-        return {**found, **before, **self._figures(values, labels, "after")}
+        return {**found, **before, **self._figures(values, labels, weight, "after")}
 
-    def _figures(self, logit: Tensor, labels: Tensor, when: str) -> dict[str, float]:
+    def _figures(self, logit: Tensor, labels: Tensor, weight: Tensor, when: str) -> dict[str, float]:
         scaled = self.scaled(logit)
         return {
-            f"ece_{when}": calibration_error(scaled.sigmoid(), labels),
-            f"nll_{when}": negative_log_likelihood(scaled, labels),
+            f"ece_{when}": calibration_error(scaled.sigmoid(), labels, weight),
+            f"nll_{when}": negative_log_likelihood(scaled, labels, weight),
         }
 
 

@@ -6,6 +6,7 @@ import torch
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from torchmetrics.functional.classification import binary_calibration_error
 
 from medad_serve.models.temperature import (
     SHARPEST,
@@ -106,7 +107,16 @@ def test_calibration_error_is_the_weighted_gap_of_fifteen_bins() -> None:
         (bins == b).mean() * abs(labels[bins == b].mean() - p[bins == b].mean()) for b in range(15) if (bins == b).any()
     )
     found = calibration_error(torch.from_numpy(p), torch.from_numpy(labels))
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert found == pytest.approx(expected, abs=1e-9)
+    theirs = binary_calibration_error(torch.from_numpy(p), torch.from_numpy(labels), n_bins=15, norm="l1")
+    assert found == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_an_item_of_weight_two_counts_as_two() -> None:
+    values, labels = _drawn(300, 4)
+    p, weight = values.sigmoid(), 1 + labels.double()
+    twice = torch.cat([torch.arange(300), torch.nonzero(labels)[:, 0]])
+    assert calibration_error(p, labels, weight) == pytest.approx(calibration_error(p[twice], labels[twice]), rel=1e-9)
 
 
 def test_likelihood_is_sklearns_log_loss() -> None:
