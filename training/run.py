@@ -186,7 +186,8 @@ def _home(config: RunConfig, root: Path) -> Path:
 def same_run(config: RunConfig, root: Path) -> Run | None:
     """Return the newest run of exactly this configuration, to go on with it."""
     found = [open_run(p) for p in sorted(_home(config, root).glob("*/")) if is_run(p)]
-    return next((run for run in reversed(found) if run.config == config), None)
+    wanted = config.model_dump(mode="json")  # what is read back has lists where settings have tuples
+    return next((run for run in reversed(found) if run.config.model_dump(mode="json") == wanted), None)
 
 
 def _draw(config: RunConfig, table: Table, labels: dict[str, int], supervised: bool) -> Split:
