@@ -11,8 +11,10 @@ from scipy.stats import spearmanr
 
 from medad_serve.metrics import RESAMPLES, Cell, Floats, Mask, Resamples, estimate
 
-RING = 0.03
+RING = 0.05
 """Width of the ring about a defect, as a share of the image's short side."""
+_NARROWEST = 5
+"""Pixels; in a narrower ring lies mostly the blurred edge of the defect."""
 _FEWEST = 3
 """Values of which a rank correlation is told."""
 
@@ -62,7 +64,7 @@ def contrast(image: NDArray[np.float32], mask: Mask) -> float:
 
     Both ``(H, W)`` or ``(D, H, W)``; NaN where the mask is empty or leaves no ring.
     """
-    reach = max(2, round(RING * min(mask.shape)))
+    reach = max(_NARROWEST, round(RING * min(mask.shape)))
     ring = ndimage.binary_dilation(mask, iterations=reach) & ~mask
     if not mask.any() or not ring.any():
         return float("nan")

@@ -29,8 +29,10 @@ DECISIONS = ("sensitivity", "specificity", "precision", "f1", "accuracy")
 
 
 def _parts(metrics: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield both levels, each followed by its classes where there are several."""
-    for level in (metrics["unit"], "patient"):
+    """Yield both levels (where a patient can have several items), each followed by its classes if several."""
+    from medad_serve.report import levels
+
+    for level in levels(metrics):
         yield level, metrics[level]
         classes = metrics[level]["classes"]
         yield from ((f"{level}: {name}", found) for name, found in classes.items() if len(classes) > 1)

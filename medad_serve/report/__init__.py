@@ -10,7 +10,7 @@ from medad_serve.report.agreement import (
 )
 from medad_serve.report.curves import constants, plot_history, plot_scores
 from medad_serve.report.grids import Row, color_map, plot_rows, scales, three_planes
-from medad_serve.report.listings import decision_listings, study_listings
+from medad_serve.report.listings import decision_listings, levels, study_listings
 from medad_serve.report.page import Listing, Maps, Shown, cell, write_report
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "color_map",
     "constants",
     "decision_listings",
+    "levels",
     "plot_confusion",
     "plot_history",
     "plot_reliability",

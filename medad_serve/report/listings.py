@@ -15,10 +15,17 @@ _GRADED = {
 }
 
 
+def levels(metrics: dict[str, Any]) -> tuple[str, ...]:
+    """Return the levels that say different things: the items, and patients where one of them has several items."""
+    unit, patient = metrics[metrics["unit"]], metrics["patient"]
+    several = patient["patients"] < unit["normal"] + unit["abnormal"]
+    return (metrics["unit"], *["patient"] * several)
+
+
 def decision_listings(metrics: dict[str, Any]) -> list[Listing]:
     """Return both levels with their classes, and what components and baselines say alone."""
     rows = []
-    for level in (metrics["unit"], "patient"):
+    for level in levels(metrics):
         found = metrics[level]
         for name, part in {"all abnormal": found, **found["classes"]}.items():
             rows.append([level, name, f"{part['normal']} / {part['abnormal']}", *(cell(part[f]) for f in FIGURES)])

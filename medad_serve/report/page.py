@@ -22,6 +22,8 @@ class Shown:
     p_value: float
     correct: bool
     overlay: Path | None
+    told: tuple[tuple[str, float], ...] = ()
+    """What else the model says, by name: its probability, the severity."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def _answers(shown: Sequence[Shown]) -> list[str]:
         if row.overlay is None:
             continue
         text = f"{escape(row.truth)} &rarr; {escape(row.answer)}, score {row.score:.5f}, p = {row.p_value:.3f}"
+        text += "".join(f", {escape(name)} {value:.2f}" for name, value in row.told)
         css = "" if row.correct else ' class="wrong"'
         parts.append(f"<figure>{_image(row.overlay, row.name)}<figcaption{css}>{text}</figcaption></figure>")
     return parts
