@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from medad_serve.evaluation.pixels import Located, locate, pixel_section
 from medad_serve.evaluation.scoring import Scored
 from medad_serve.evaluation.subject import Subject
 from medad_serve.evaluation.synthetic import Synthetic, make_faults, synthetic_section
 from medad_serve.metrics import Floats
+from medad_serve.models import AnomalyModel
 from medad_serve.reliability import calibration_figures, is_probability
 from medad_serve.severity import mean_error, rank_correlation
 
@@ -44,17 +46,22 @@ class Studied:
 
 def study(subject: Subject, scored: Scored) -> Studied:
     """Find what there is to find of the scored items; files with masks are decoded again."""
-    located, synthetic = locate(subject, scored), make_faults(subject, scored)
+    model = subject.untrained()
+    located, synthetic = locate(subject, scored), make_faults(subject, scored, model)
     graded = (*_on_real(subject, scored, located), *_on_synthetic(synthetic))
-    return Studied(located, synthetic, graded, _probabilities(scored))
+    return Studied(located, synthetic, graded, _probabilities(scored, model))
 
 
-def _probabilities(scored: Scored) -> dict[str, Floats]:
-    """Return the probability that the model says, and the score where it may be read as one."""
-    said = scored.components.get(PROBABILITY)
+def _probabilities(scored: Scored, model: AnomalyModel | None) -> dict[str, Floats]:
+    """Return the probability that the model says, and beside it the score where that reads as another one."""
+    said, scores = scored.components.get(PROBABILITY), scored.items.scores
     if said is None:
         return {}
-    return {**({"score": scored.items.scores} if is_probability(scored.items.scores) else {}), PROBABILITY: said}
+    if model is not None and model.logit:
+        return {"sigmoid of score": expit(scores), PROBABILITY: said}
+    if is_probability(scores) and not np.allclose(scores, said):
+        return {"score": scores, PROBABILITY: said}
+    return {PROBABILITY: said}
 
 
 def _on_real(subject: Subject, scored: Scored, located: Located | None) -> Iterator[Graded]:

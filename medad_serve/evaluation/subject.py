@@ -14,6 +14,7 @@ from medad_serve.errors import MedadError
 from medad_serve.evaluation.exporting import make_bundle
 from medad_serve.export.bundle import score_parts
 from medad_serve.export.graph import EagerRuntime
+from medad_serve.models import AnomalyModel, families
 from medad_serve.runtime import Runtime, open_runtime
 from medad_serve.spec import Calibration, InputSpec, PrepSpec
 from medad_serve.training.run import Run, is_run, open_run
@@ -50,6 +51,11 @@ class Subject:
     def cutoffs(self, policy: str) -> tuple[float, float]:
         """Return the cutoffs of one item and of one patient; raises MedadError where the policy has none."""
         return Decider(self.calibration.item).cutoff(policy), Decider(self.calibration.patient).cutoff(policy)
+
+    def untrained(self) -> AnomalyModel | None:
+        """Build the model without its weights; None of a model that is not registered here."""
+        chosen = families().get(self.family)
+        return chosen.build(self.prep, self.settings) if chosen else None
 
     def policies(self) -> dict[str, tuple[float, float]]:
         """Return the cutoffs of one item and of one patient of every policy that both levels have."""

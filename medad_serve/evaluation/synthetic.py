@@ -12,7 +12,7 @@ from medad_serve.evaluation.scoring import HEATMAP, Scored
 from medad_serve.evaluation.subject import Subject
 from medad_serve.localization import PixelTally, bin_edges, pixel_figures
 from medad_serve.metrics import Floats, Mask, separations
-from medad_serve.models import AnomalyModel, families
+from medad_serve.models import AnomalyModel
 from medad_serve.runtime import Selection, fitting_batch
 from medad_serve.severity import mean_error, rank_correlation
 
@@ -37,18 +37,14 @@ class Synthetic:
     """Of the heatmaps at the prepared size."""
 
 
-def _generator(subject: Subject) -> AnomalyModel | None:
-    """Return an untrained model of the family, where it makes faults."""
-    chosen = families().get(subject.family)
-    model = chosen.build(subject.prep, subject.settings) if chosen else None
-    return None if model is None or type(model).with_faults is AnomalyModel.with_faults else model
+def make_faults(subject: Subject, scored: Scored, model: AnomalyModel | None = None) -> Synthetic | None:
+    """Score healthy items of the data with faults that ``model`` makes; None where it makes none.
 
-
-def make_faults(subject: Subject, scored: Scored) -> Synthetic | None:
-    """Score healthy items of the data with faults that the model's family makes; None where it makes none."""
+    By default the subject's own family makes them, which takes no weights.
+    """
+    model = model or subject.untrained()
     normals = scored.rows[scored.items.labels == 0]
-    model = _generator(subject) if len(normals) else None
-    if model is None:
+    if model is None or type(model).with_faults is AnomalyModel.with_faults or not len(normals):
         return None
     rounds = -(-ITEMS // len(normals))
     rows = np.tile(normals, rounds)[np.linspace(0, rounds * len(normals) - 1, ITEMS).astype(int)]

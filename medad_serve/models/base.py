@@ -55,6 +55,9 @@ class AnomalyModel(nn.Module, ABC):
     supervised: ClassVar[bool] = False
     """Whether training learns from abnormal patients too; otherwise ``loss`` is given normals alone."""
 
+    logit: ClassVar[bool] = False
+    """Whether ``score`` is a logit: evaluation then tells its calibration too, through a sigmoid."""
+
     @abstractmethod
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map prepared ``(N, C, *S)`` to named outputs: ``score (N,)``, ``heatmap (N, 1, *S)`` and its own."""

@@ -83,11 +83,23 @@ def test_probability_and_score_are_held_against_labels(make_subject: Make) -> No
         assert 0 < found[name]["ece"]["value"] < 1
 
 
-def test_a_score_beyond_1_is_read_as_no_probability(make_subject: Make) -> None:
+def test_a_score_that_is_the_probability_stands_once(make_subject: Make) -> None:
     subject = make_subject(("score", "heatmap", "probability"))
     scored = score(subject)
-    scored.items.scores[:] *= 10
-    assert set(study(subject, scored).probabilities) == {"probability"}
+    scored.items.scores[:] = scored.components["probability"]
+    assert list(study(subject, scored).probabilities) == ["probability"]
+    scored.items.scores[:] *= -1
+    assert list(study(subject, scored).probabilities) == ["probability"]
+
+
+def test_a_logit_is_read_through_a_sigmoid(make_subject: Make, planter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Planter, "logit", True)
+    subject = make_subject(("score", "heatmap", "probability"), planter)
+    scored = score(subject)
+    scored.items.scores[:] = np.linspace(-2, 2, 16)
+    found = study(subject, scored).probabilities
+    assert list(found) == ["sigmoid of score", "probability"]
+    assert found["sigmoid of score"] == pytest.approx(1 / (1 + np.exp(-np.linspace(-2, 2, 16))))
 
 
 def test_synthetic_faults_on_unseen_normals_are_measured(make_subject: Make, planter: str) -> None:
