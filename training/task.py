@@ -61,9 +61,11 @@ class DetectorTask(L.LightningModule):
         self._seen.append((score.float().cpu(), batch.labels.cpu(), batch.rows.cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        """Log AUROC and AUPRC at slice and patient level."""
+        """Log AUROC and AUPRC at slice and patient level, where normals and abnormals are there."""
         scores, labels, rows = (torch.cat(parts).numpy() for parts in zip(*self._seen, strict=True))
         self._seen.clear()
+        if len(np.unique(labels)) < 2:  # there are no abnormal patients, or all are kept for the test
+            return
         held_out = HeldOut(scores.astype(np.float64), labels, tuple(self.patients[r] for r in rows))
         for level, data in (("", held_out), ("patient_", held_out.by_patient(self.aggregation))):
             self.log(f"val/{level}auroc", auroc(data.scores, data.labels), prog_bar=not level)
