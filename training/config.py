@@ -120,6 +120,8 @@ class RunConfig(Frozen):
 
 SWEEP = "_sweep"
 """Ends the names of files beside the recipes that hold the space of a sweep."""
+ABLATION = "_ablation"
+"""Ends the names of those that hold the variants of an ablation."""
 
 
 def recipe_path(name: str) -> Path:
@@ -127,7 +129,7 @@ def recipe_path(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     recipes = Path(str(files("medad_serve.training"))) / "recipes"
-    known = ", ".join(sorted(p.stem for p in recipes.glob("*.yaml") if not p.stem.endswith(SWEEP)))
+    known = ", ".join(sorted(p.stem for p in recipes.glob("*.yaml") if not p.stem.endswith((SWEEP, ABLATION))))
     if name in known.split(", "):
         return recipes / f"{name}.yaml"
     raise MedadError(f"there is no configuration {name!r}", f"Name a YAML file or a recipe: {known}")

@@ -12,6 +12,7 @@ import medad_serve
 from medad_serve.errors import MedadError
 
 COMMANDS = {
+    "ablate": ("ablate", "ablate"),
     "archive": ("serving", "archive"),
     "bench": ("bench", "bench"),
     "crop-vertebrae": ("volumes", "crop_vertebrae"),
