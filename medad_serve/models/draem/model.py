@@ -134,12 +134,16 @@ class DraemWithSeverity(Draem):
     input=InputSpec(min_size=32),
     train={"learning_rate": 1e-4, "batch_size": 16},  # the source's
     quick=(
-        "prep.size=[64,64]",
-        "settings.faults.patch_width_range=[5,20]",
-        "settings.score_window=5",
-        "train.max_epochs=40",
+        "prep.size=[128,128]",  # the lines of a map are lost below
+        "settings.reconstructive_width=8",
+        "settings.discriminative_width=8",
+        "settings.faults.patch_width_range=[8,40]",
+        "settings.score_window=17",
+        "train.max_epochs=16",
+        "train.batch_size=8",
         "train.learning_rate=1e-3",
         "train.scheduler=cosine",
+        "train.validate_every=4",
     ),
     trial_size=(64, 64),
     trial_settings={
