@@ -72,9 +72,14 @@ class Located:
     areas: Floats
     """Share of the pixels that are abnormal."""
     contrasts: Floats
-    """Of the defect against the ring about it, as a share of the range from black to white; NaN without defect."""
+    """Of the defect against the ring about it, as a share of the range from black to white; NaN without either."""
     left_out: int
     """Items of which the abnormal pixels are not known, or whose file holds several."""
+
+    @property
+    def has_contrast(self) -> Mask:
+        """Which items have a defect with something about it."""
+        return ~np.isnan(self.contrasts)
 
 
 def locate(subject: Subject, scored: Scored) -> Located | None:

@@ -68,15 +68,15 @@ def _on_real(subject: Subject, scored: Scored, located: Located | None) -> Itera
     predicted = scored.components.get(SEVERITY)
     if predicted is None:
         return
-    known = [subject.data.samples[row].severity for row in scored.rows]
-    there = np.flatnonzero([value is not None for value in known])
-    if len(there):
-        yield _graded("true", np.array([known[i] for i in there], np.float64), there, subject, scored)
+    given = [subject.data.samples[row].severity for row in scored.rows]
+    graded = np.flatnonzero([value is not None for value in given])
+    if len(graded):
+        yield _graded("true", np.array([given[i] for i in graded], np.float64), graded, subject, scored)
     if located is not None:
-        marked = ~np.isnan(located.contrasts)
-        for name, against in (("area", located.areas), ("contrast", located.contrasts)):
-            if marked.any():
-                yield _graded(name, against[marked], located.index[marked], subject, scored)
+        known = {"area": (located.areas, located.areas > 0), "contrast": (located.contrasts, located.has_contrast)}
+        for name, (against, there) in known.items():
+            if there.any():
+                yield _graded(name, against[there], located.index[there], subject, scored)
 
 
 def _graded(name: str, against: Floats, index: Any, subject: Subject, scored: Scored) -> Graded:

@@ -17,6 +17,8 @@ Floats = NDArray[np.float64]
 CALLS = ("normal", "anomalous")
 _DARK = 0.6
 """Share from which a cell is so dark that its text is white."""
+LOG_SPAN = 50
+"""Positive values that span more than this factor stand on a logarithmic axis."""
 _COLORS = ("black", NORMAL, ABNORMAL)
 
 
@@ -103,8 +105,11 @@ def plot_severity(scatters: Sequence[Scatter], path: Path) -> None:
             for kind in sorted(set(scatter.kinds)):
                 own = names == kind
                 axis.scatter(scatter.x[own], scatter.y[own], s=7, alpha=0.6, linewidths=0, label=kind or None)
+            low, high = float(scatter.x.min()), float(scatter.x.max())
+            if 0 < low * LOG_SPAN < high:
+                axis.set_xscale("log")
             if scatter.same_scale:
-                top = float(max(scatter.x.max(), scatter.y.max()))
+                top = max(high, float(scatter.y.max()))
                 axis.plot([0, top], [0, top], color="0.7", linestyle=":", zorder=0)
             axis.set(title=scatter.title, xlabel=scatter.label, ylabel="severity, predicted")
             if any(scatter.kinds):

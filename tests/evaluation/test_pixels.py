@@ -10,9 +10,11 @@ import pytest
 from scipy.ndimage import distance_transform_cdt
 from sklearn.metrics import roc_auc_score
 
+from medad_serve.data import Sample, Table, load_prepared
 from medad_serve.errors import MedadError
-from medad_serve.evaluation import Subject, score
+from medad_serve.evaluation import Subject, score, study
 from medad_serve.evaluation.pixels import locate, pixel_section, read_source
+from medad_serve.spec import InputSpec, PrepSpec
 
 Make = Callable[..., Subject]
 
@@ -93,6 +95,45 @@ def test_data_without_masks_keep_no_heatmaps(make_subject: Make) -> None:
     scored = score(replace(subject, data=bare))
     assert scored.heatmaps is None
     assert locate(subject, scored) is None
+
+
+def test_a_mask_of_the_whole_image_has_a_size_but_no_contrast(make_subject: Make, tmp_path: Path) -> None:
+    subject = make_subject(("score", "heatmap", "severity"))
+    samples = list(subject.data.samples)
+    row = next(i for i, s in enumerate(samples) if s.mask)
+    size = cv2.imread(str(samples[row].path), cv2.IMREAD_UNCHANGED).shape
+    assert cv2.imwrite(str(tmp_path / "all.png"), np.ones(size, np.uint8))
+    samples[row] = replace(samples[row], mask=tmp_path / "all.png")
+    changed = replace(subject, data=replace(subject.data, samples=tuple(samples)))
+    graded = {g.name: len(g.against) for g in study(changed, score(changed)).graded}
+    assert (graded["area"], graded["contrast"]) == (9, 8)
+
+
+def test_volumes_are_held_against_masks_of_their_voxels(tmp_path: Path, make_subject: Make) -> None:
+    rng = np.random.default_rng(0)
+    samples, volumes, masks = [], [], []
+    for number in range(6):
+        volume, mask = rng.random((9, 11, 14)).astype(np.float32) / 4, np.zeros((9, 11, 14), np.uint8)
+        if number % 2:
+            mask[2:5, 3:7, 4:9] = 1
+            volume[mask > 0] += 0.5
+        np.save(tmp_path / f"v{number}.npy", volume)
+        np.save(tmp_path / f"m{number}.npy", mask)
+        marked = tmp_path / f"m{number}.npy" if number % 2 else None
+        samples.append(Sample(tmp_path / f"v{number}.npy", str(number), number % 2, mask=marked))
+        volumes.append(volume)
+        masks.append(mask)
+    prep = PrepSpec(size=(9, 11, 14))
+    data = load_prepared(Table(tuple(samples)), prep, InputSpec(min_size=4), root=tmp_path / "cache")
+    subject = replace(make_subject(), data=data, prep=prep)
+    scored = score(subject)
+    located = locate(subject, scored)
+    assert located is not None
+    found = pixel_section(scored, located)
+    exact = roc_auc_score(np.ravel(masks), np.ravel(volumes))
+    assert found["auroc"]["value"] == pytest.approx(exact, abs=found["binning_error"] + 1e-6)
+    assert found["regions"] == 3
+    assert located.contrasts[1::2] == pytest.approx(0.5, abs=0.05)
 
 
 def test_files_of_several_items_are_left_out(make_subject: Make) -> None:
