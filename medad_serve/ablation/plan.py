@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,13 +11,15 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from medad_serve.calibration import normals_needed
 from medad_serve.data import Given, read_table, split_patients
 from medad_serve.errors import MedadError
 from medad_serve.models import family
 from medad_serve.spec import Frozen, read_yaml, validated
 from medad_serve.training.config import ABLATION, RunConfig, absolute, parse_overrides, resolve
 
-METHOD = "calibration.method"
+LOWEST = "specificity=0.5"
+"""A policy that one healthy patient can make."""
 
 
 class _Group(Frozen):
@@ -118,16 +121,16 @@ def make_plan(
     for name, group in chosen.items():
         for text, pairs in group.variants.items():
             _known(f"{path}: {name}: {text}", pairs, model)
-    methods: dict[str, tuple[str, ...]] = {}
+    cutoffs: dict[str, tuple[str, ...]] = {}
     variants = []
     for name, group in chosen.items():
         asked = {text: (pairs, sources[0]) for text, pairs in group.variants.items()}
         if group.transfer:
             asked = {f"trained on {named}": ((), source) for named, source in zip(short(sources), sources, strict=True)}
         for text, (pairs, source) in asked.items():
-            if source not in methods:
-                methods[source] = _method(model, source, config, base, notes)
-            every = (*base, *methods[source], *pairs)
+            if source not in cutoffs:
+                cutoffs[source] = _cutoffs(model, source, config, base, notes)
+            every = (*base, *cutoffs[source], *pairs)
             reported = (source, *(s for s in sources if s != source)) if group.transfer else (source,)
             variants.append(_variant(model, name, text, pairs, every, source, reported, config))
     titles = {name: group.title or name.replace("_", " ") for name, group in chosen.items()}
@@ -168,23 +171,28 @@ def _variant(
     return Variant(group, name, pairs, source, reported, resolved, error)
 
 
-def _method(model: str, source: str, config: str | None, base: tuple[str, ...], notes: list[str]) -> tuple[str, ...]:
-    """Return what keeps a variant one training: models of folds would only serve cutoffs for export."""
+def _cutoffs(model: str, source: str, config: str | None, base: tuple[str, ...], notes: list[str]) -> tuple[str, ...]:
+    """Return what keeps a variant one training: models of folds would only serve cutoffs for export.
+
+    Where the data hold too few healthy patients for the policy, cutoffs are at the highest specificity that those
+    held out can make.
+    """
     resolved = resolve(model, source, config, base)
     if resolved.calibration.method != "auto":
         return ()
     table = read_table(resolved.data, resolved.data_options)
-    try:
-        split_patients(
-            table.patients(),
-            resolved.split,
-            method="held_out",
-            policy=resolved.calibration.policy,
-            given=Given(table.given_roles(), table.given_folds()),
-            supervised=family(model).build(resolved.prep, resolved.settings).supervised,
-        )
+    labels = table.patients()
+    drawn = split_patients(
+        labels,
+        resolved.split,
+        method="held_out",
+        policy=LOWEST,
+        given=Given(table.given_roles(), table.given_folds()),
+        supervised=family(model).build(resolved.prep, resolved.settings).supervised,
+    )
+    healthy = sum(labels[p] == 0 for p in drawn.patients("calibration"))
+    if healthy >= normals_needed(resolved.calibration.policy):
         return ()
-    except MedadError:
-        pass
-    notes.append(f"{source}: too few healthy patients to hold some out, so cutoffs are made on those of validation")
-    return (f"{METHOD}=validation",)
+    highest = math.floor(100 * healthy / (healthy + 1)) / 100  # n healthy make 1 - 1 / (n + 1) at most
+    notes.append(f"{source}: cutoffs at specificity {highest}, which {healthy} held-out healthy patients can make")
+    return ("calibration.method=held_out", f"calibration.policy=specificity={highest}")

@@ -95,8 +95,10 @@ def test_no_variant_trains_folds_unless_asked(mvtec: tuple[str, str], groups: st
             (few / folder / f"{number}.png").write_bytes(b"x")
     plan = make_plan("ae", [f"mvtec:{few}"], groups=groups)
     assert plan.variants[0].config is not None
-    assert plan.variants[0].config.calibration.method == "validation"
-    assert any("too few healthy patients" in note for note in plan.notes)
+    calibration = plan.variants[0].config.calibration
+    # 4 of the 20 are held out, and 4 healthy scores make a specificity of 1 - 1 / 5.
+    assert (calibration.method, calibration.policy) == ("held_out", "specificity=0.8")
+    assert any("which 4 held-out healthy patients can make" in note for note in plan.notes)
     asked = make_plan(
         "ae", [f"mvtec:{few}"], groups=groups, overrides=("calibration.method=out_of_fold",), only=("width",)
     )
