@@ -29,7 +29,7 @@ from medad_serve.training.run import CONFIG, DONE, LAST, METRICS, Run, create_ru
 
 Say = Callable[[str], None]
 STOPPED = 128 + signal.SIGTERM
-KEPT = (CONFIG, METRICS, "history.png")
+KEPT = (CONFIG, METRICS, "history.png", "figures.csv", "report.html")
 """Files of the run that go beside the archive, where there are such."""
 
 

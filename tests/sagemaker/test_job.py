@@ -55,6 +55,7 @@ def test_a_job_that_is_stopped_goes_on_from_its_checkpoint_and_leaves_a_model(co
     figures = json.loads((container / "model/metrics.json").read_text())
     assert f"test/auroc {figures['slice']['auroc']['value']:.4g}" in said[0]
     assert (container / "model/artifact/medad.json").is_file()
+    assert (container / "model/report.html").is_file()
     assert read_properties(container / "model/config.properties")["load_models"] == "heads-ae.mar"
 
 
