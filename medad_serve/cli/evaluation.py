@@ -75,7 +75,7 @@ def domains(outcomes: Sequence[Outcome]) -> RichTable:
     from medad_serve.report import cell
 
     unit = outcomes[0].metrics["unit"]
-    always = {"AUROC": (unit, "auroc"), "AUPRC": (unit, "auprc"), "F1": (unit, "f1")}
+    always = {"AUROC": (unit, "auroc"), "F1": (unit, "f1")}
     found = {title: place for title, place in HEADLINES.items() if any(_at(o.metrics, place) for o in outcomes)}
     columns = {**always, **found}
     rows = table(f"{unit}s of every data set", "data", "normal", "abnormal", *columns)
@@ -105,6 +105,7 @@ def evaluate(
 
     Beside the score stand its components, where the model has some, and trivial baselines; where the data have
     masks, how well heatmaps show the place; where the model tells severity or probability, how well these agree.
+    Files that made the model are left out; of other data its test counts, or where it names none all of it.
     Figures of every policy go to figures.csv, plots and pixel maps to report.html beside metrics.json.
     """
     if not path.is_dir():
