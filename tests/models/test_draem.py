@@ -68,6 +68,16 @@ def test_published_widths_make_the_published_parameter_count() -> None:
     assert count_parameters(model) == pytest.approx(97.42e6, rel=1e-3)
 
 
+@torch.no_grad()
+def test_squares_of_pixels_read_as_one_tell_every_pixel_apart() -> None:
+    model, x = _settled(patch=2), _images(2)
+    found = model(x)
+    assert found["heatmap"].shape == found["reconstruction"].shape == x.shape
+    squares = found["heatmap"].unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+    assert (squares.amax(dim=4) > squares.amin(dim=4)).all()
+    assert count_parameters(model) < 1.1 * count_parameters(_model())
+
+
 @pytest.mark.parametrize(("mode", "channels"), list(zip(MODES, (2, 3, 3, 3, 5), strict=True)))
 def test_the_severity_head_sees_what_its_mode_names(mode: str, channels: int) -> None:
     model = _settled(severity_input=mode)
@@ -110,7 +120,7 @@ def test_every_mode_exports_to_torchscript(mode: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes", [*({"severity_input": m} for m in MODES), {"severity_head": False}, {"score": "top"}]
+    "changes", [*({"severity_input": m} for m in MODES), {"severity_head": False}, {"score": "top"}, {"patch": 2}]
 )
 def test_every_mode_exports_to_onnx(changes: dict[str, Any], tmp_path: Path) -> None:
     _check_export(_settled(**changes), "onnx", tmp_path / "model.onnx")
@@ -220,6 +230,7 @@ def test_graded_faults_are_of_every_item_and_repeat() -> None:
     ("prep", "settings", "said"),
     [
         (PrepSpec(size=(80, 64)), SMALL, "80x64 does not divide by 32"),
+        (PrepSpec(size=(96, 64)), {**SMALL, "patch": 2}, "96x64 does not divide by 64"),
         (PREP, {**SMALL, "score_window": 65}, "score window of 65 is larger"),
         (PREP, {**SMALL, "score_window": 4}, "odd"),
         (PREP, {**SMALL, "faults": {}}, "larger than the image"),

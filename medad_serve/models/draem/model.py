@@ -21,7 +21,7 @@ from medad_serve.spec import InputSpec, PrepSpec
 class Draem(AnomalyModel):
     """Learns from synthetic faults to tell images ``(N, C, H, W)`` from their reconstruction.
 
-    Height and width must divide by 32. ``heatmap`` is the probability of a fault at each pixel.
+    Height and width must divide by ``32 * patch``. ``heatmap`` is the probability of a fault at each pixel.
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("score", "heatmap", "reconstruction")
@@ -29,8 +29,9 @@ class Draem(AnomalyModel):
     def __init__(self, shape: Shape, settings: DraemSettings) -> None:
         super().__init__()
         channels, height, width = shape
-        if height % STRIDE or width % STRIDE:
-            raise MedadError(f"size {height}x{width} does not divide by {STRIDE}", "Choose e.g. prep.size=[256,256]")
+        stride, patch = STRIDE * settings.patch, settings.patch
+        if height % stride or width % stride:
+            raise MedadError(f"size {height}x{width} does not divide by {stride}", "Choose e.g. prep.size=[256,256]")
         if settings.score == "window" and settings.score_window > min(height, width):
             raise MedadError(
                 f"a score window of {settings.score_window} is larger than the image ({height}x{width})",
@@ -39,8 +40,8 @@ class Draem(AnomalyModel):
         self.settings = settings
         self.top = max(1, round(settings.score_top * height * width))
         self.generator = FaultGenerator(settings.faults, (height, width))
-        self.reconstructive = Reconstructive(channels, settings.reconstructive_width)
-        self.discriminative = Discriminative(2 * channels, settings.discriminative_width)
+        self.reconstructive = Reconstructive(channels, settings.reconstructive_width, patch)
+        self.discriminative = Discriminative(2 * channels, settings.discriminative_width, patch)
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the reconstruction and the logits ``(N, 2, H, W)``."""

@@ -16,7 +16,7 @@ RECONSTRUCTIVE_LEVELS = (1, 2, 4, 8, 8)
 """Channels of each level in widths of the first; every level has half the resolution of the one before."""
 DISCRIMINATIVE_LEVELS = (1, 2, 4, 8, 8, 8)
 STRIDE = 2 ** (len(DISCRIMINATIVE_LEVELS) - 1)
-"""By which height and width must divide."""
+"""By which height and width must divide, times ``patch``."""
 
 
 def _layer(channels_in: int, channels_out: int, stride: int = 1) -> list[nn.Module]:
@@ -38,48 +38,49 @@ def _enlarged(x: Tensor) -> Tensor:
 class Reconstructive(nn.Module):
     """Autoencoder ``(N, C, H, W)`` to the same shape, without skips: what it cannot encode, it replaces."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
+        self.patch = patch
         widths = [width * level for level in RECONSTRUCTIVE_LEVELS]
-        self.down = nn.ModuleList(_block(a, b, b) for a, b in pairwise((channels, *widths)))
+        self.down = nn.ModuleList(_block(a, b, b) for a, b in pairwise((channels * patch**2, *widths)))
         upward = list(pairwise((*widths[-2::-1], width)))
         self.enlarge = nn.ModuleList(nn.Sequential(*_layer(a, a)) for a, _ in upward)
         self.up = nn.ModuleList(_block(a, a, b) for a, b in upward)
-        self.out = nn.Conv2d(width, channels, 3, padding=1)
+        self.out = nn.Conv2d(width, channels * patch**2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the image as it would be without fault."""
+        x = F.pixel_unshuffle(x, self.patch)
         for level, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if level else x)
         for enlarge, block in zip(self.enlarge, self.up, strict=True):
             x = block(enlarge(_enlarged(x)))
-        out: Tensor = self.out(x)
-        return out
+        return F.pixel_shuffle(self.out(x), self.patch)
 
 
 class Discriminative(nn.Module):
     """U-Net from image and reconstruction ``(N, 2C, H, W)`` to logits ``(N, 2, H, W)`` of normal and faulty."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
+        self.patch = patch
         widths = [width * level for level in DISCRIMINATIVE_LEVELS]
-        self.down = nn.ModuleList(_block(a, b, b) for a, b in pairwise((channels, *widths)))
+        self.down = nn.ModuleList(_block(a, b, b) for a, b in pairwise((channels * patch**2, *widths)))
         skips = widths[-2::-1]
         upward = list(pairwise((widths[-1], *skips[1:], width)))
         self.enlarge = nn.ModuleList(nn.Sequential(*_layer(a, b)) for a, b in upward)
         self.up = nn.ModuleList(_block(b + skip, b, b) for (_, b), skip in zip(upward, skips, strict=True))
-        self.out = nn.Conv2d(width, 2, 3, padding=1)
+        self.out = nn.Conv2d(width, 2 * patch**2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of every pixel."""
-        skips: list[Tensor] = []
+        x, skips = F.pixel_unshuffle(x, self.patch), list[Tensor]()
         for level, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if level else x)
             skips.append(x)
         for enlarge, block, skip in zip(self.enlarge, self.up, skips[-2::-1], strict=True):
             x = block(torch.cat((enlarge(_enlarged(x)), skip), dim=1))
-        out: Tensor = self.out(x)
-        return out
+        return F.pixel_shuffle(self.out(x), self.patch)
 
 
 class SeverityHead(nn.Module):

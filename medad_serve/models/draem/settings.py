@@ -120,6 +120,9 @@ class DraemSettings(Frozen):
     """Channels of the first level; 128 in the published DRAEM."""
     discriminative_width: int = Field(10, ge=1)
     """Channels of the first level; 64 in the published DRAEM."""
+    patch: int = Field(1, ge=1)
+    """Side of the squares of pixels that the first level of both reads and writes as one: 2 trains 4 times as fast
+    as 1, which is the published DRAEM."""
     severity_head: bool = True
     """Without it and with ``faults.kind=perlin`` this is the published DRAEM."""
     severity_input: SeverityInput = "multi_modal"
