@@ -166,10 +166,11 @@ class Ablation:
             files |= {outcome.data: outcome.file.name for outcome in outcomes}
             write_whole(run.path / RECORD, json.dumps({**record, "figures": files}))
         found = {s: json.loads((run.path / files[s]).read_bytes()) for s in variant.report_on}
-        found[variant.data] |= self._common(run, found[variant.data], progress)
+        for source, metrics in found.items():
+            metrics |= self._common(run, source, metrics, progress)
         return found
 
-    def _common(self, run: Run, metrics: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
+    def _common(self, run: Run, source: str, metrics: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
         """Return the figures on faults of the base: each variant's own faults would measure another thing."""
         base = self.plan.base
         if "synthetic" not in metrics:
@@ -178,13 +179,14 @@ class Ablation:
         if own == same:
             return {COMMON: metrics["synthetic"]}
         record = _record(run.path / RECORD)
-        if COMMON not in record:
-            subject, _ = open_subject(run.path, progress=progress)
+        known = record.setdefault(COMMON, {})
+        if source not in known:
+            subject, _ = open_subject(run.path, data=source, progress=progress)
             scored = score(subject)
             made = make_faults(subject, scored, run.family.build(run.config.prep, base.settings))
-            record[COMMON] = synthetic_section(scored, made) if made else None
+            known[source] = synthetic_section(scored, made) if made else None
             write_whole(run.path / RECORD, json.dumps(record))
-        return {COMMON: record[COMMON]}
+        return {COMMON: known[source]}
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medad_serve.ablation.plan import Plan, short
 from medad_serve.ablation.plots import plot_group, plot_transfer
@@ -28,8 +28,8 @@ class Figure:
     place: tuple[str, ...]
     rises: bool = True
     """Whether more is better."""
-    in_report: bool = True
-    """Whether it is shown, not only written."""
+    where: Literal["terminal", "report", "file"] = "terminal"
+    """How far it is shown: there, in the report and in the files; in these two; or in the files alone."""
 
     def of(self, metrics: dict[str, Any]) -> dict[str, float | None] | None:
         """Return value and interval, None where it was not measured."""
@@ -48,19 +48,17 @@ FIGURES = (
     Figure("aupro", "AUPRO", ("pixel", "aupro")),
     Figure("severity_mae", "severity MAE", (COMMON, "severity", "mae"), rises=False),
     Figure("severity_spearman", "severity Spearman", (COMMON, "severity", "spearman")),
-    Figure("synthetic_auroc", "synthetic AUROC", (COMMON, "auroc")),
-    Figure("synthetic_pixel_auroc", "synthetic pixel AUROC", (COMMON, "pixel_auroc"), in_report=False),
-    Figure("severity_true_mae", "severity MAE, real", ("severity", "true", "mae"), rises=False),
-    Figure("severity_true_spearman", "severity Spearman, real", ("severity", "true", "spearman")),
-    Figure("severity_area_spearman", "severity and area", ("severity", "area", "spearman")),
-    Figure("severity_contrast_spearman", "severity and contrast", ("severity", "contrast", "spearman")),
+    Figure("synthetic_auroc", "synthetic AUROC", (COMMON, "auroc"), where="report"),
+    Figure("synthetic_pixel_auroc", "synthetic pixel AUROC", (COMMON, "pixel_auroc"), where="file"),
+    Figure("severity_true_mae", "severity MAE, real", ("severity", "true", "mae"), rises=False, where="report"),
+    Figure("severity_true_spearman", "severity Spearman, real", ("severity", "true", "spearman"), where="report"),
+    Figure("severity_area_spearman", "severity and area", ("severity", "area", "spearman"), where="report"),
+    Figure("severity_contrast_spearman", "severity and contrast", ("severity", "contrast", "spearman"), where="report"),
+    Figure("own_severity_mae", "severity MAE, own faults", ("synthetic", "severity", "mae"), rises=False, where="file"),
     Figure(
-        "own_severity_mae", "severity MAE, own faults", ("synthetic", "severity", "mae"), rises=False, in_report=False
+        "own_severity_spearman", "severity Spearman, own faults", ("synthetic", "severity", "spearman"), where="file"
     ),
-    Figure(
-        "own_severity_spearman", "severity Spearman, own faults", ("synthetic", "severity", "spearman"), in_report=False
-    ),
-    Figure("own_synthetic_auroc", "synthetic AUROC, own faults", ("synthetic", "auroc"), in_report=False),
+    Figure("own_synthetic_auroc", "synthetic AUROC, own faults", ("synthetic", "auroc"), where="file"),
 )
 """Synthetic figures are on faults of the base, the same for every variant; ``own``: on those of the variant itself.
 ``severity and area``: Spearman of the severity against the share of the image that a real defect covers."""
@@ -103,16 +101,23 @@ def write_table(plan: Plan, rows: Sequence[Row], folder: Path) -> None:
 
 
 def shown(rows: Sequence[Row]) -> tuple[Figure, ...]:
-    """Return the figures to show that some row has."""
-    return tuple(f for f in FIGURES if f.in_report and any(f.of(row.metrics) for row in rows))
+    """Return the figures of the report that some row has."""
+    return tuple(f for f in FIGURES if f.where != "file" and any(f.of(row.metrics) for row in rows))
 
 
-def listing(rows: Sequence[Row], title: str, *, intervals: bool = True) -> Listing:
-    """Return one group as a table."""
-    figures = shown(rows)
+def listing(rows: Sequence[Row], title: str, *, whole: bool = True) -> Listing:
+    """Return one group as a table; not whole it has no intervals and the figures for a terminal alone."""
+    figures = [f for f in shown(rows) if whole or f.where == "terminal"]
     names = dict(zip(*_names(rows), strict=True))
     transfer = any(row.reported_on != row.variant.data for row in rows)
-    head = ["variant", *(["reported on"] if transfer else []), *(f.title for f in figures), "training", "parameters"]
+    head = [
+        "variant",
+        *(["reported on"] if transfer else []),
+        *(f.title for f in figures),
+        "seconds",
+        "epochs",
+        "parameters",
+    ]
     lines = []
     for row in rows:
         line = [row.variant.name, *([names[row.reported_on]] if transfer else [])]
@@ -120,8 +125,8 @@ def listing(rows: Sequence[Row], title: str, *, intervals: bool = True) -> Listi
             lines.append([*line, f"failed: {row.error}", *[""] * (len(head) - len(line) - 1)])
             continue
         found = [f.of(row.metrics) for f in figures]
-        line += [cell(figure) if figure and intervals else _value(figure) for figure in found]
-        line += ["-" if row.seconds is None else f"{row.seconds:.0f} s, {row.epochs} epochs", f"{row.parameters:,}"]
+        line += [cell(figure) if figure and whole else _value(figure) for figure in found]
+        line += ["-" if row.seconds is None else f"{row.seconds:.0f}", str(row.epochs), f"{row.parameters:,}"]
         lines.append(line)
     return Listing(title, head, lines)
 
@@ -149,7 +154,10 @@ def write_ablation(plan: Plan, rows: Sequence[Row], folder: Path) -> Path:
             path = folder / f"{group}.png"
             if any(row.reported_on != row.variant.data for row in done):
                 names = dict(zip(*_names(done), strict=True))
-                plot_transfer(path, [(f.title, _matrix(done, f, names)) for f in figures[:6]])
+                plot_transfer(
+                    path,
+                    [(f.title + ("" if f.rises else " (less is better)"), _matrix(done, f, names)) for f in figures],
+                )
             else:
                 values = [(f.title, f.rises, [f.of(row.metrics) for row in done]) for f in figures]
                 plot_group(path, [row.variant.name for row in done], values)
@@ -159,6 +167,8 @@ def write_ablation(plan: Plan, rows: Sequence[Row], folder: Path) -> Path:
         "model": plan.model,
         "variants": f"{len(plan.variants)}, of which {failed} failed",
         "runs": str(len({row.run for row in rows if row.run})),
+        "intervals": "95 %, bootstrapped by patient; the best of a plot is filled, which within them means little",
+        "severity": "MAE and Spearman on synthetic faults of the base, the same for every variant",
         "data": ", ".join(dict.fromkeys(row.variant.data for row in rows)),
         **{f"note {number}": note for number, note in enumerate(plan.notes, 1)},
     }

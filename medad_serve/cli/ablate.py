@@ -45,7 +45,7 @@ def ablate(
     rows = made.run(say, decoding, after=lambda found: write_table(plan, found, made.folder))
     report = write_ablation(plan, rows, made.folder)
     for group, title in plan.titles.items():
-        found = listing([row for row in rows if row.variant.group == group], title, intervals=False)
+        found = listing([row for row in rows if row.variant.group == group], title, whole=False)
         shown = table(found.title, *found.head)
         for line in found.rows:
             shown.add_row(*map(escape, line))
