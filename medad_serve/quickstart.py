@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medad_serve.artifact import load_manifest
 from medad_serve.client import Client
 from medad_serve.data import Sample
@@ -20,8 +22,10 @@ from medad_serve.evaluation import evaluate, export_run
 from medad_serve.export.archive import archive
 from medad_serve.files import whole_directory, write_whole
 from medad_serve.models import Family, family
+from medad_serve.predictor import DETAILS
 from medad_serve.report import Shown, plot_history, write_report
 from medad_serve.server import Ports, Server
+from medad_serve.severity import rank_correlation
 from medad_serve.training.config import resolve
 from medad_serve.training.fit import fit
 from medad_serve.training.run import METRICS, Run, create_run
@@ -31,6 +35,8 @@ FOLDER = "quickstart"
 PARITY_FORMATS = ("onnx", "torchscript")
 OVERLAYS = 12
 """Answers shown with their overlay in the report; all are asked for and counted."""
+PLOTS = (("Decisions", "confusion.png"), ("Probability", "reliability.png"), ("Severity", "severity.png"))
+"""What evaluation draws beside its metrics, where the model has it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,19 @@ class Sent:
     def correct(self) -> bool:
         """Whether the decision is the truth; an error is a wrong decision."""
         return bool(self.answer.get("anomalous", not self.sample.label) == bool(self.sample.label))
+
+    @property
+    def truth(self) -> str:
+        """What the file shows, in words."""
+        if not self.sample.label:
+            return "healthy"
+        kind, severity = self.sample.kind or "abnormal", self.sample.severity
+        return kind if severity is None else f"{kind}, severity {severity:g}"
+
+    @property
+    def told(self) -> dict[str, float]:
+        """What the server said beside the decision: probability and severity, where the model has them."""
+        return {name: self.answer[name] for name in DETAILS if name in self.answer}
 
 
 def quickstart(
@@ -95,7 +114,9 @@ def quickstart(
     plot_history(run.path / METRICS, run.path / "history.png")
     summary["seconds"] = round(time.monotonic() - started, 1)
     facts = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in summary.items()}
-    plots = [("Scores of the test patients", metrics_file.with_suffix(".png")), ("Training", run.path / "history.png")]
+    plots = [("Scores of the test patients", metrics_file.with_suffix(".png"))]
+    plots += [(title, file) for title, name in PLOTS if (file := metrics_file.with_name(name)).is_file()]
+    plots += [("Training", run.path / "history.png")]
     write_report(home / "report.html", title=f"medad-serve quickstart: {model}", facts=facts, plots=plots, shown=shown)
     write_whole(home / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
@@ -142,28 +163,58 @@ def _summary(artifact: Path, metrics: dict[str, Any], sent: list[Sent]) -> dict[
         "auroc_of_99th_percentile": metrics["baselines"]["p99"]["auroc"]["value"],
         "specificity": _share(sent, 0),
         "sensitivity": _share(sent, 1),
+        **agreement(sent),
         "parity_max_abs_diff": max(p.max_absolute_difference for p in load_manifest(artifact).parity),
         "requests": len(sent),
         "wrong_decisions": sum(not s.correct for s in sent),
     }
 
 
+def agreement(sent: list[Sent]) -> dict[str, float | None]:
+    """Return what answers say beside the decision: its median of either class, and how it agrees with the truth.
+
+    ``probability_brier`` is the mean squared error against the label; ``severity_spearman`` the rank correlation with
+    the severities that the data set tells, None where they or the answers all tie. Without such outputs it is empty.
+    """
+    out: dict[str, float | None] = {}
+    for name in DETAILS:
+        for label, called in ((0, "healthy"), (1, "abnormal")):
+            said = [s.told[name] for s in sent if s.sample.label == label and name in s.told]
+            if said:
+                out[f"median_{name}_{called}"] = float(np.median(said))
+    if sure := [s for s in sent if "probability" in s.told]:
+        out["probability_brier"] = float(np.mean([(s.told["probability"] - s.sample.label) ** 2 for s in sure]))
+    graded = [(s.told["severity"], s.sample) for s in sent if "severity" in s.told and s.sample.severity is not None]
+    if graded:
+        said, true = np.array([(told, sample.severity) for told, sample in graded], np.float64).T
+        found = rank_correlation(said, true, [sample.patient for _, sample in graded], resamples=1)
+        out["severity_spearman"] = found["value"]
+    return out
+
+
 def _overlays(sent: list[Sent], folder: Path) -> list[Shown]:
-    """Write the overlay of every answer; return those for the report, the classes in turn."""
+    """Write the overlay of every answer; return those for the report: of each class some, by rising severity."""
     shown: dict[int, list[Shown]] = {0: [], 1: []}
     with whole_directory(folder) as beside:
-        for index, each in enumerate(sent):
+        for index, each in enumerate(sorted(sent, key=lambda s: s.sample.severity or 0)):
             file = f"{index:03d}-{each.sample.kind or ('abnormal' if each.sample.label else 'healthy')}.png"
             (beside / file).write_bytes(base64.b64decode(each.answer["heatmap"]["data"]))
             shown[each.sample.label].append(
                 Shown(
                     name=file,
-                    truth=(each.sample.kind or "abnormal") if each.sample.label else "healthy",
+                    truth=each.truth,
                     answer="anomalous" if each.answer["anomalous"] else "normal",
                     score=each.answer["score"],
                     p_value=each.answer["p_value"],
                     correct=each.correct,
                     overlay=folder / file,
+                    told=tuple(each.told.items()),
                 )
             )
-    return [*shown[1][: OVERLAYS // 2], *shown[0][: OVERLAYS // 2]]
+    return [*_spread(shown[1]), *_spread(shown[0])]
+
+
+def _spread(shown: list[Shown]) -> list[Shown]:
+    """Return half of what the report shows, evenly over a list."""
+    picks = np.unique(np.linspace(0, len(shown) - 1, min(OVERLAYS // 2, len(shown))).round().astype(int))
+    return [shown[pick] for pick in picks]

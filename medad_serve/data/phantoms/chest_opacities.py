@@ -38,18 +38,18 @@ class Opacity:
 
 def draw_opacity(rng: np.random.Generator, frame: Frame, kind: Kind, grade: float) -> Opacity:
     """Draw one of a kind, of ``grade`` 0 (hardly seen) to 1."""
-    density, seed = 0.3 + 0.6 * grade, int(rng.integers(2**31))
+    density, seed = 0.4 + 0.55 * grade, int(rng.integers(2**31))
     if kind == "patchy":
-        count = int(rng.integers(3, 6) + round(5 * grade))
-        size = 0.08 + 0.08 * grade
+        count = int(rng.integers(4, 8) + round(6 * grade))
+        size = 0.1 + 0.1 * grade
         spots = tuple((*_place(rng, frame), *(size * rng.uniform(0.7, 1.4, 2)).tolist()) for _ in range(count))
-        return Opacity(kind, 0.85 * density, spots, None, 0.3, seed)
+        return Opacity(kind, density, spots, None, 0.3, seed)
     side = int(rng.choice((-1, 1)))
     below = int(rng.random() < 0.65)
     border = rng.uniform(-0.2, 0.1)
     top, bottom = frame.chest.apex + 0.15, frame.chest.domes[side > 0]
     row = (border + bottom) / 2 if below else (top + border) / 2
-    size = 0.2 + 0.22 * grade
+    size = 0.28 + 0.25 * grade
     spot = (side * rng.uniform(0.35, 0.6), row + rng.normal(0, 0.04), size, 1.1 * size)
     return Opacity(kind, density, (spot,), (border, rng.normal(0.1, 0.1), below), 0.15, seed)
 
