@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from medad_serve.report.figure import drawn
 
@@ -51,24 +52,32 @@ def _panel(axis: Axes, cells: Sequence[Cell], rises: bool) -> None:
     axis.tick_params(axis="y", length=0)
 
 
-def plot_transfer(path: Path, figures: Sequence[tuple[str, Mapping[tuple[str, str], float]]]) -> None:
-    """Draw a matrix a figure: a line for each data set trained on, a column for each reported on."""
-    trained = list(dict.fromkeys(pair[0] for _, matrix in figures for pair in matrix))
-    reported = list(dict.fromkeys(pair[1] for _, matrix in figures for pair in matrix))
+def plot_transfer(path: Path, figures: Sequence[tuple[str, bool, Mapping[tuple[str, str], float]]]) -> None:
+    """Draw a matrix a figure: a line for each data set trained on, a column for each reported on, dark the better.
+
+    ``figures`` holds title, whether more is better, and the value of each pair.
+    """
+    trained = list(dict.fromkeys(pair[0] for *_, matrix in figures for pair in matrix))
+    reported = list(dict.fromkeys(pair[1] for *_, matrix in figures for pair in matrix))
     across = min(3, len(figures))
     down = -(-len(figures) // across)
     side = max(1.2, 0.55 * len(reported)) + 0.07 * max(map(len, trained))
     with drawn(path, (side + 0.6) * across, (side + 0.6) * down) as figure:
         axes = figure.subplots(down, across, squeeze=False)
-        for axis, (title, matrix) in zip(axes.flat, figures, strict=False):
+        for axis, (title, rises, matrix) in zip(axes.flat, figures, strict=False):
             values = np.array([[matrix.get((t, r), np.nan) for r in reported] for t in trained])
-            axis.imshow(values, cmap="Blues", vmin=np.nanmin(values) - 1e-9, vmax=np.nanmax(values) + 1e-9)
-            middle = (np.nanmin(values) + np.nanmax(values)) / 2
-            for (line, column), value in np.ndenumerate(values):
-                text = "-" if np.isnan(value) else f"{value:.3f}"
-                axis.text(column, line, text, ha="center", va="center", color="white" if value > middle else "black")
-            axis.set(title=title, xlabel="reported on", ylabel="trained on")
+            _matrix(axis, values, rises)
+            axis.set(title=title + ("" if rises else "\n(less is better)"), xlabel="reported on", ylabel="trained on")
             axis.set_xticks(range(len(reported)), reported, rotation=30, ha="right")
             axis.set_yticks(range(len(trained)), trained)
         for axis in list(axes.flat)[len(figures) :]:
             axis.set_axis_off()
+
+
+def _matrix(axis: Axes, values: NDArray[np.float64], rises: bool) -> None:
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    axis.imshow(values, cmap="Blues" if rises else "Blues_r", vmin=low - 1e-9, vmax=high + 1e-9)
+    for (line, column), value in np.ndenumerate(values):
+        text = "-" if np.isnan(value) else f"{value:.3f}"
+        on_dark = value > (low + high) / 2 if rises else value < (low + high) / 2
+        axis.text(column, line, text, ha="center", va="center", color="white" if on_dark else "black")

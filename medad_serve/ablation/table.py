@@ -154,10 +154,7 @@ def write_ablation(plan: Plan, rows: Sequence[Row], folder: Path) -> Path:
             path = folder / f"{group}.png"
             if any(row.reported_on != row.variant.data for row in done):
                 names = dict(zip(*_names(done), strict=True))
-                plot_transfer(
-                    path,
-                    [(f.title + ("" if f.rises else " (less is better)"), _matrix(done, f, names)) for f in figures],
-                )
+                plot_transfer(path, [(f.title, f.rises, _matrix(done, f, names)) for f in figures])
             else:
                 values = [(f.title, f.rises, [f.of(row.metrics) for row in done]) for f in figures]
                 plot_group(path, [row.variant.name for row in done], values)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from medad_serve.ablation import Ablation, Plan, make_plan
 from medad_serve.ablation import study as study_module
 from medad_serve.ablation.table import FIGURES, write_ablation
+from medad_serve.data.phantoms.hdmap import write_hdmap
 from medad_serve.errors import MedadError
 from medad_serve.training.run import DONE
 
@@ -185,6 +187,31 @@ def test_one_process_at_a_time_works_in_a_folder(plan: Plan, tmp_path: Path) -> 
     ablation = Ablation(plan, tmp_path)
     with ablation._alone(), pytest.raises(MedadError, match="an ablation is running"):
         Ablation(plan, tmp_path).run()
+
+
+@pytest.mark.slow
+def test_severity_is_measured_on_the_same_faults_for_every_variant(tmp_path: Path, monkeypatch) -> None:
+    write_hdmap(tmp_path / "maps", healthy=40, abnormal=4)
+    tiny = ("prep.size=[64,64]", "settings.faults.patch_width_range=[5,20]", "settings.score_window=5")
+    tiny = (*tiny, "settings.reconstructive_width=4", "settings.discriminative_width=4", "train.max_epochs=1")
+    plan = make_plan("draem", [f"mvtec:{tmp_path / 'maps'}"], overrides=tiny, only=("generator",))
+    chosen = tuple(v for v in plan.variants if v.name in ("cut-paste", "Perlin", "Perlin, plain DRAEM"))
+    kinds: list[str] = []
+    plain = study_module.make_faults
+
+    def spy(subject: Any, scored: Any, model: Any) -> Any:
+        kinds.append(model.settings.faults.kind)
+        return plain(subject, scored, model)
+
+    monkeypatch.setattr(study_module, "make_faults", spy)
+    base, perlin, without = Ablation(replace(plan, variants=chosen), tmp_path / "runs").run()
+    assert not [row.error for row in (base, perlin, without) if row.error]
+    assert base.metrics["common"] == base.metrics["synthetic"]
+    assert kinds == ["cut_paste", "cut_paste"]  # the base's, not the variants' own
+    assert perlin.metrics["common"] != perlin.metrics["synthetic"]
+    assert perlin.metrics["common"]["severity"]["mae"]["value"] > 0
+    assert "severity" not in without.metrics["common"]
+    assert without.parameters < base.parameters
 
 
 @pytest.mark.slow
