@@ -28,6 +28,8 @@ EXPORTERS: dict[str, Callable[[AnomalyModel, Shape, Path], None]] = {
     "onnx": export_onnx,
     "torchscript": export_torchscript,
 }
+DARK = 0.2
+"""Of what is typical of abnormal items: normals below it are dark."""
 HEATMAP_QUANTILE = 0.999
 _PACKAGES = (
     "medad-serve",
@@ -85,13 +87,14 @@ class Bundle:
 
 def score_parts(bundle: Bundle, runtime_of: Callable[[AnomalyModel], Runtime]) -> Calibration:
     """Calibrate on the scores that each part's own model gives, through the runtime that will serve."""
-    scores, scales = [], []
+    scores: list[NDArray[np.float64]] = []
+    scales: dict[int, list[float]] = {0: [], 1: []}
     for part in bundle.parts:
         found = []
         for rows, outputs in batches(runtime_of(part.model), part.tensor, ["score", "heatmap"]):
             found.append(outputs["score"].astype(np.float64))
-            normal = outputs["heatmap"][part.labels[rows] == 0]
-            scales += [float(np.quantile(heatmap, HEATMAP_QUANTILE)) for heatmap in normal]
+            for label, heatmap in zip(part.labels[rows], outputs["heatmap"], strict=True):
+                scales[int(label)].append(float(np.quantile(heatmap, HEATMAP_QUANTILE)))
         scores.append(np.concatenate(found))
     if not all(np.isfinite(s).all() for s in scores):
         raise MedadError("the model gives scores that are not finite", "Train again with a lower learning rate")
@@ -107,8 +110,18 @@ def score_parts(bundle: Bundle, runtime_of: Callable[[AnomalyModel], Runtime]) -
         folds=bundle.folds,
         aggregation=bundle.aggregation,
         default_policy=bundle.policy,
-        heatmap_scale=float(np.median(scales)),
+        heatmap_scale=full_color(scales[0], scales[1]),
     )
+
+
+def full_color(normal: Sequence[float], abnormal: Sequence[float]) -> float:
+    """Return the value of a heatmap that takes full colour, of high values of held-out items.
+
+    It is typical of normals, but a classifier's map leaves these dark: then it is typical of abnormal items.
+    """
+    scale = float(np.median(normal))
+    bright = float(np.median(abnormal)) if len(abnormal) else 0.0
+    return bright if scale < DARK * bright else scale
 
 
 def _exported(bundle: Bundle, kind: str, folder: Path) -> Callable[[AnomalyModel], Runtime]:

@@ -187,7 +187,8 @@ class Calibration(Frozen):
     items_per_patient: tuple[int, int]
     data_fingerprint: str
     heatmap_scale: float
-    """Median over held-out normals of a high quantile of the heatmap: full colour in an overlay."""
+    """Median over held-out normals (of a classifier: abnormal items) of a high quantile of the heatmap: full colour
+    in an overlay."""
     item: LevelCalibration
     """Of one slice or volume."""
     patient: LevelCalibration

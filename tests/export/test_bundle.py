@@ -14,7 +14,7 @@ from medad_serve.artifact import load_manifest
 from medad_serve.errors import MedadError
 from medad_serve.evaluation import make_bundle
 from medad_serve.export import bundle as bundle_module
-from medad_serve.export.bundle import Bundle, export, score_parts
+from medad_serve.export.bundle import Bundle, export, full_color, score_parts
 from medad_serve.export.graph import EagerRuntime
 from medad_serve.export.parity import check_parity, relative_difference
 from medad_serve.runtime import open_runtime, run_batched
@@ -110,6 +110,12 @@ def test_calibration_is_over_the_exported_file(bundle: Bundle, artifact: Path) -
         stored = manifest.calibrations[f"{kind}/float32"].item
         assert stored.normal_scores == tuple(scores.astype(float))
         assert stored.n == len(scores) == sum(len(p.labels) for p in healthy)
+
+
+def test_full_colour_is_typical_of_normals_unless_a_classifier_leaves_them_dark() -> None:
+    assert full_color([1.0, 2.0, 3.0], [4.0, 9.0, 9.0]) == 2.0
+    assert full_color([1.0, 2.0, 3.0], []) == 2.0
+    assert full_color([0.0, 0.0, 0.5], [4.0, 5.0, 9.0]) == 5.0
 
 
 def test_a_failed_gate_leaves_nothing(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
