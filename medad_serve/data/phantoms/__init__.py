@@ -35,7 +35,7 @@ class Phantom:
 
 PHANTOMS = {
     "head-ct": Phantom("cq500", write_head_ct, healthy=400, abnormal=80, slices=2),
-    "chest": Phantom("folders", write_chest, healthy=224, abnormal=224, slices=1),
+    "chest": Phantom("folders", write_chest, healthy=448, abnormal=448, slices=1),
     "hdmap": Phantom("mvtec", write_hdmap, healthy=250, abnormal=80, slices=1),
     "oct": Phantom("folders", write_oct, healthy=160, abnormal=60, slices=2),
     "vertebrae": Phantom("volumes", write_vertebrae, healthy=38, abnormal=16, slices=1),
