@@ -37,6 +37,8 @@ class AugmentSettings(Frozen):
     """Either way along rows and columns, as a share of the item's height and width."""
     scale: float = Field(0.0, ge=0, lt=1)
     """Zoom by 1 +- this, the same along every axis: a fracture is known by its proportions."""
+    aspect: float = Field(0.0, ge=0, lt=1)
+    """Stretch width against height by e to +- this, for films that were squeezed to a square before they came."""
     crop: float = Field(0.0, ge=0, lt=1)
     """Cut a window anywhere in the item, up to this share of each side shorter, and enlarge it to the item's size."""
     blur_sigma: float = Field(0.0, ge=0)
@@ -57,7 +59,7 @@ class AugmentSettings(Frozen):
     @property
     def moves(self) -> bool:
         """Whether items are resampled."""
-        return max(self.rotate_degrees, self.translate, self.scale, self.crop) > 0
+        return max(self.rotate_degrees, self.translate, self.scale, self.aspect, self.crop) > 0
 
     @property
     def shades(self) -> bool:
@@ -73,8 +75,8 @@ class AugmentSettings(Frozen):
 def _affine(size: tuple[int, ...], degrees: Tensor, shift: Tensor, zoom: Tensor) -> Tensor:
     """Return ``(N, axes, axes + 1)`` for ``affine_grid``: where each output place is read from.
 
-    An item turns by ``degrees (N,)`` from rows towards columns about its middle, grows by ``zoom (N,)``, then
-    moves by ``shift (N, 2)`` shares of its height and width.
+    An item turns by ``degrees (N,)`` from rows towards columns about its middle, grows by ``zoom (N,)``, or by
+    ``(N, axes)`` along each, then moves by ``shift (N, 2)`` shares of its height and width.
     """
     axes = len(size)
     half = torch.tensor(size[::-1], dtype=torch.float64) / 2  # affine_grid names axes from the last to the first
@@ -82,7 +84,8 @@ def _affine(size: tuple[int, ...], degrees: Tensor, shift: Tensor, zoom: Tensor)
     theta = torch.eye(axes, dtype=torch.float64).repeat(len(angle), 1, 1)
     theta[:, 0, 0] = theta[:, 1, 1] = torch.cos(angle)
     theta[:, 0, 1], theta[:, 1, 0] = -torch.sin(angle), torch.sin(angle)
-    theta = theta / zoom.double()[:, None, None] * half / half[:, None]
+    grown = zoom.double().flip(-1)[:, None] if zoom.ndim == 2 else zoom.double()[:, None, None]
+    theta = theta / grown * half / half[:, None]
     moved = torch.zeros(len(angle), axes, 1, dtype=torch.float64)
     moved[:, :2, 0] = 2 * shift.double().flip(1)
     return torch.cat([theta, -theta @ moved], dim=2).float()
@@ -219,6 +222,11 @@ class Augment:
             # The middle of the window lies up to half of what is cut off beside that of the item.
             shift = shift + self._uniform(len(x), 2) * ((1 - side) / 2 / side)[:, None]
             zoom = zoom / side
+        if settings.aspect:
+            stretch = (self._uniform(len(x)) * settings.aspect / 2).exp()
+            zoom = zoom[:, None].repeat(1, x.ndim - 2)
+            zoom[:, -2] /= stretch
+            zoom[:, -1] *= stretch
         return self._some(x, lambda part, chosen: resample(part, degrees[chosen], shift[chosen], zoom[chosen]))
 
     def _noise(self, x: Tensor) -> Tensor:

@@ -191,10 +191,13 @@ def same_run(config: RunConfig, root: Path) -> Run | None:
 
 
 def _draw(config: RunConfig, table: Table, labels: dict[str, int], supervised: bool) -> Split:
-    """Draw the split, or keep that of the run which training starts from where its patients are these."""
-    parent = open_run(Path(config.init)).split if config.init and not names_weights(config.init) else None
-    if parent is not None and parent.roles.keys() == labels.keys():
-        return inherit_split(parent, labels, config.split, supervised)
+    """Draw the split, or keep that of the run which training starts from where its patients are these.
+
+    Diseased patients that a supervised run learned from stay where they are: they chose nothing there.
+    """
+    parent = open_run(Path(config.init)) if config.init and not names_weights(config.init) else None
+    if parent is not None and parent.split.roles.keys() == labels.keys():
+        return inherit_split(parent.split, labels, config.split, supervised and not parent.build().supervised)
     return split_patients(
         labels,
         config.split,

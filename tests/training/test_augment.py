@@ -253,3 +253,27 @@ def test_frames_with_everything_stay_in_range_and_the_same_by_seed() -> None:
     assert torch.equal(found, again)
     assert -1.9901 <= found.min() < found.max() <= 2.4401
     assert found.dtype == x.dtype
+
+
+@pytest.mark.parametrize("size", [(40, 56), (10, 40, 56)])
+def test_each_axis_can_grow_by_its_own(size: tuple[int, ...]) -> None:
+    x, zoom = _smooth(*size), np.array([1.0, 1.3, 0.8][-len(size) :])
+    middle = (np.array(size) - 1) / 2
+    expected = ndimage.affine_transform(
+        x[0, 0].numpy(), np.diag(1 / zoom), middle - middle / zoom, order=1, mode="nearest"
+    )
+    found = resample(x, torch.zeros(1), torch.zeros(1, 2), torch.from_numpy(zoom)[None].float())[0, 0].numpy()
+    assert np.abs(found - expected).max() < 1e-4
+
+
+def test_aspect_stretches_width_against_height_within_what_is_set() -> None:
+    side = 64
+    ramp = torch.arange(float(side)).expand(300, 1, side, side)
+    both = torch.cat([ramp, ramp.transpose(2, 3)], dim=1).contiguous()
+    seen = Augment(AugmentSettings(aspect=0.3, probability=1), 0, (0, side - 1)).items(both)
+    across = (seen[:, 0, 32, 40] - seen[:, 0, 32, 24]) / 16
+    down = (seen[:, 1, 40, 32] - seen[:, 1, 24, 32]) / 16
+    assert torch.allclose(across * down, torch.ones(300), atol=1e-4)
+    stretch = (down / across).log()
+    assert -0.3001 <= stretch.min() < -0.27
+    assert 0.27 < stretch.max() <= 0.3001

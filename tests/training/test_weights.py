@@ -188,3 +188,21 @@ def test_training_starts_from_them_and_says_so(cq500: Path, tmp_path: Path) -> N
     drawn = [name for name, value in state.items() if name.endswith("weight") and value.ndim > 1]
     assert drawn
     assert all(torch.allclose(after[name], state[name], atol=1e-6) for name in drawn)
+
+
+def test_a_supervised_run_keeps_the_split_of_the_supervised_run_it_starts_from(tmp_path: Path) -> None:
+    """Otherwise who trained the first would choose the second."""
+    for name, count in (("NORMAL", 60), ("PNEUMONIA", 40)):
+        place = tmp_path / "data" / name
+        place.mkdir(parents=True)
+        for number in range(count):
+            (place / f"{name}{number:03d}_1.png").write_bytes(b"x")
+    first = create_run(resolve("efficientnet_b0", f"folders:{tmp_path / 'data'}", None, []), tmp_path / "runs")
+    (first.path / "finished").write_text("0 epochs\n")
+    torch.save(
+        {"state_dict": {f"model.{n}": v for n, v in first.build().state_dict().items()}}, first.path / "best.ckpt"
+    )
+    second = create_run(resolve("efficientnet_b0", None, None, [f"init={first.path}", "seed=1"]), tmp_path / "runs")
+    assert second.path != first.path
+    assert second.split == first.split
+    assert {role for p, role in first.split.roles.items() if p.startswith("PNEU")} == {"train", "validation", "test"}
