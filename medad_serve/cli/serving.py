@@ -187,21 +187,24 @@ def _print_table(files: Iterable[Path], answers: Iterable[Answer]) -> int:
     from rich.markup import escape
     from rich.table import Column, Table
 
+    answers = list(answers)
+    told = [name for name in ("probability", "severity") if any(name in answer for answer in answers)]
     whole_names = Column("file", overflow="fold")
-    table = Table(whole_names, "score", "p-value", "cutoff", "decision", box=None, pad_edge=False)
-    failed = 0
+    table = Table(whole_names, "score", "p-value", "cutoff", *told, "decision", box=None, pad_edge=False)
+    failed, untold = 0, [""] * len(told)
     notes: dict[str, None] = {}
     for file, answer in zip(files, answers, strict=True):
         if fault := answer.get("error"):
             failed += 1
-            table.add_row(escape(str(file)), "", "", "", f"[red]{fault['code']}[/] {escape(_sentence(fault))}")
+            table.add_row(escape(str(file)), "", "", "", *untold, f"[red]{fault['code']}[/] {escape(_sentence(fault))}")
             continue
         numbers = [f"{answer[key]:.4g}" for key in ("score", "p_value", "cutoff")]
+        numbers += [f"{answer[key]:.4g}" if key in answer else "" for key in told]
         table.add_row(escape(str(file)), *numbers, "[bold]anomalous[/]" if answer["anomalous"] else "normal")
         for region in answer.get("regions", ()):
             figures = [f"{region[key]:.4g}" for key in ("score", "p_value")]
             decision = "[bold]anomalous[/]" if region["anomalous"] else "normal"
-            table.add_row(f"  {escape(region['region'])}", *figures, "", decision)
+            table.add_row(f"  {escape(region['region'])}", *figures, "", *untold, decision)
         notes |= dict.fromkeys(answer.get("warnings", ()))
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:

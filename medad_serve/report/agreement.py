@@ -106,7 +106,7 @@ def plot_severity(scatters: Sequence[Scatter], path: Path) -> None:
                 own = names == kind
                 axis.scatter(scatter.x[own], scatter.y[own], s=7, alpha=0.6, linewidths=0, label=kind or None)
             low, high = float(scatter.x.min()), float(scatter.x.max())
-            if 0 < low * LOG_SPAN < high:
+            if not scatter.same_scale and 0 < low * LOG_SPAN < high:
                 axis.set_xscale("log")
             if scatter.same_scale:
                 top = max(high, float(scatter.y.max()))

@@ -89,3 +89,45 @@ def test_a_decision_that_flips_is_refused_even_beside_a_tie(inputs: np.ndarray) 
     cutoff = float(inputs[3].mean()) + 0.01
     with pytest.raises(MedadError, match="decisions of onnx flip"):
         _check(Altered(code=-1, score=0.5), inputs, cutoff)
+
+
+class IllConditioned(AnomalyModel):
+    """Differences of large numbers: of a pixel near 1, float32 keeps what lies above 1/2048 of 1, about."""
+
+    outputs = ("score", "heatmap")
+
+    def __init__(self, large: float) -> None:
+        super().__init__()
+        self.large = torch.nn.Parameter(torch.tensor(large))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"score": x.mean(dim=(1, 2, 3)), "heatmap": (x + self.large) - self.large}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": self(batch.x)["score"].mean()}
+
+
+class Exact(EagerRuntime):
+    """Rounds nothing away; ``off`` is added to the heatmap."""
+
+    def __init__(self, off: float = 0.0) -> None:
+        super().__init__(IllConditioned(0.0))
+        self.off = off
+
+    def run(self, batch: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        found = super().run(batch, names)
+        return {**found, "heatmap": found["heatmap"] + np.float32(self.off)} if "heatmap" in found else found
+
+
+def test_an_export_may_differ_by_what_the_trained_model_rounds(inputs: np.ndarray) -> None:
+    trained = EagerRuntime(IllConditioned(2.0**13))  # rounds to 2**-10 / 2: some 3e-4 of 1.5
+    parity = check_parity("onnx", Exact(), trained, inputs, ("score", "heatmap"), [1.0])
+    assert 1e-4 < parity.max_relative_difference < 5e-4 < parity.relative_tolerance <= 1e-3
+
+
+def test_rounding_excuses_no_more_than_itself(inputs: np.ndarray) -> None:
+    trained = EagerRuntime(IllConditioned(2.0**13))
+    with pytest.raises(MedadError, match="heatmap"):
+        check_parity("onnx", Exact(off=5e-3), trained, inputs, ("score", "heatmap"), [1.0])
+    with pytest.raises(MedadError, match="heatmap"):  # nor any rounding a thousandth
+        check_parity("onnx", Exact(), EagerRuntime(IllConditioned(2.0**17)), inputs, ("score", "heatmap"), [1.0])
