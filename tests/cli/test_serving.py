@@ -1,0 +1,30 @@
+"""What ``medad-serve predict`` prints of answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medad_serve.cli.serving import _print_table
+
+ANSWER = {"score": 1.0, "p_value": 0.5, "cutoff": 2.0, "anomalous": False}
+FAULT = {"error": {"code": 400, "message": "no image"}}
+
+
+@pytest.mark.parametrize("name", ["probability", "severity"])
+def test_the_table_tells_what_else_the_model_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _print_table([Path("a"), Path("b")], [{**ANSWER, name: 0.25}, FAULT]) == 1
+    head, answered, failed = capsys.readouterr().out.splitlines()
+    assert head.split() == ["file", "score", "p-value", "cutoff", name, "decision"]
+    assert answered.split() == ["a", "1", "0.5", "2", "0.25", "normal"]
+    assert failed.split() == ["b", "400", "no", "image"]
+
+
+def test_the_table_is_as_wide_as_the_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    region = {"region": "L1", "score": 1.5, "p_value": 0.25, "anomalous": False}
+    assert _print_table([Path("a")], [{**ANSWER, "regions": [region]}]) == 0
+    head, answered, cut = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert head == ["file", "score", "p-value", "cutoff", "decision"]
+    assert answered == ["a", "1", "0.5", "2", "normal"]
+    assert cut == ["L1", "1.5", "0.25", "normal"]
