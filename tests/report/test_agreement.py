@@ -53,3 +53,13 @@ def test_severities_are_points_of_their_class(tmp_path: Path) -> None:
     image = np.asarray(matplotlib.image.imread(tmp_path / "s.png"))
     assert image.shape[1] == 900  # two panels of 3 inches at 150 dots
     assert image.std() > 0
+
+
+def test_only_what_is_no_severity_stands_on_a_logarithmic_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled: list[str] = []
+    monkeypatch.setattr(matplotlib.axes.Axes, "set_xscale", lambda _, scale: scaled.append(scale))
+    x = np.array([0.05, 2.0, 9.0])
+    plot_severity([Scatter("graded", "severity given", x, x, ("", "", ""), True)], tmp_path / "s.png")
+    assert scaled == []  # the diagonal, which starts at 0, would lie flat
+    plot_severity([Scatter("defects", "share", x, x, ("", "", ""), False)], tmp_path / "s.png")
+    assert scaled == ["log"]
