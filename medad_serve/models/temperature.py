@@ -87,6 +87,8 @@ class Temperature(nn.Module):
         """
         values, labels = logit.detach().cpu().double(), labels.detach().cpu()
         weight = prior_weights(labels, prevalence)
+        self.temperature.fill_(1)
+        self.offset.fill_(0)
         before = self._figures(values, labels, weight, "before")
         slope, offset = _fitted(values, smoothed_targets(labels), weight)
         self.temperature.fill_(1 / slope)

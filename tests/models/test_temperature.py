@@ -88,6 +88,12 @@ def test_a_loss_of_balanced_classes_is_made_honest_on_items_never_seen() -> None
     assert found["nll_after"] < 0.8 * found["nll_before"]
 
 
+def test_a_second_fit_starts_anew() -> None:
+    scaling = Temperature()
+    first = scaling.fit(*_drawn(500))
+    assert scaling.fit(*_drawn(500)) == first
+
+
 def test_another_prevalence_moves_the_offset_by_its_odds() -> None:
     values, labels = _drawn(4000, 5)
     own, other = Temperature(), Temperature()

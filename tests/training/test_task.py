@@ -100,11 +100,14 @@ def test_volumes_with_clahe_are_refused_before_data_is_read() -> None:
         resolve("vqvae3d", DATA, None, ["train.augment.clahe=0.5"])
 
 
-@pytest.mark.parametrize("recipe", ["chest_efficientnet_b0", "chest_efficientnet_b0_pretrained"])
+@pytest.mark.parametrize(
+    "recipe", ["chest_efficientnet_b0", "chest_efficientnet_b0_tuned", "chest_efficientnet_b0_pretrained"]
+)
 def test_recipes_prepare_films_alike_and_differ_in_how_they_learn(recipe: str) -> None:
     found = resolve("efficientnet_b0", DATA, recipe, [])
     assert found.prep.normalize is not None
     assert found.prep.fit == "cover"
     pretrained = recipe.endswith("pretrained")
-    assert found.train.learning_rate == (1e-4 if pretrained else 1e-3)
+    assert found.train.learning_rate == {"b0": 1e-3, "tuned": 4e-4, "pretrained": 1e-4}[recipe.split("_")[-1]]
+    assert found.settings["prevalence"] == 0.5
     assert found.train.scheduler == ("plateau" if pretrained else "cosine")
