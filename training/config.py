@@ -272,6 +272,7 @@ def resolve(
     full = validated(chosen.settings, checked.settings, f"settings of model {model}")
     # What cannot be built, started or has no device is refused here, before data is read or a run is written.
     built = chosen.build(checked.prep, checked.settings)
+    built.check_values(checked.prep.values)
     if checked.init and names_weights(checked.init):
         built.start_partly(read_weights(checked.init))
     if checked.prep.is_volume and checked.train.augment.of_frames:

@@ -100,6 +100,10 @@ class AnomalyModel(nn.Module, ABC):
         """
         return load_fitting(self, weights)
 
+    def check_values(self, values: tuple[float, float]) -> None:
+        """Raise MedadError where items whose black and white are ``values`` cannot train this; by default any can."""
+        return
+
     def ties(self, x: Tensor) -> dict[str, Tensor]:
         """Return, for each integer output, how nearly it is another one, in the shape of that output.
 

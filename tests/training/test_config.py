@@ -98,3 +98,14 @@ def test_a_model_brings_training_settings_of_its_own() -> None:
     assert (train.max_epochs, train.patience) == (200, 20)
     train = resolve("vqvae", "folders:.", None, ["train.patience=3"]).train
     assert (train.learning_rate, train.patience, train.min_delta) == (1e-4, 3, 1e-4)
+
+
+def test_faults_must_be_on_the_scale_of_the_prepared_images() -> None:
+    scaled, faults = "prep.output_range=[-1, 1]", "settings.faults.values=[-1, 1]"
+    with pytest.raises(MedadError, match=r"faults have values 0 to 1, .*Set settings.faults.values=\[-1,1\]"):
+        resolve("draem", DATA, None, [scaled])
+    assert resolve("draem", DATA, None, [scaled, faults]).prep.values == (-1, 1)
+    standardized = "prep.standardize={mean: 0.449, std: 0.226}"
+    with pytest.raises(MedadError, match=r"values=\[-1.9867,2.4381\]"):
+        resolve("draem", DATA, None, [standardized])
+    resolve("draem", DATA, None, [standardized, "settings.faults.values=[-1.9867,2.4381]"])

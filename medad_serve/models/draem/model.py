@@ -83,6 +83,15 @@ class Draem(AnomalyModel):
             "segmentation_loss": segmentation_loss,
         }
 
+    def check_values(self, values: tuple[float, float]) -> None:
+        """Raise MedadError where faults would clip what is not their patch, or leave the scale of the images."""
+        own = self.settings.faults.values
+        if max(abs(a - b) for a, b in zip(own, values, strict=True)) > 1e-3 * (values[1] - values[0]):
+            raise MedadError(
+                f"faults have values {own[0]:g} to {own[1]:g}, prepared images {values[0]:g} to {values[1]:g}",
+                f"Set settings.faults.values=[{values[0]:.5g},{values[1]:.5g}]",
+            )
+
     def with_faults(self, x: Tensor, seed: int) -> Faults:
         """Give every item of ``x (N, C, H, W)`` a fault such as training makes, graded in severity."""
         draws = Draws(len(x), torch.Generator().manual_seed(seed))
