@@ -135,9 +135,10 @@ def create_run(config: RunConfig, root: Path) -> Run:
     labels = table.patients()
     supervised = family(config.model).build(config.prep, config.settings).supervised
     if 1 not in labels.values() and (supervised or config.train.monitor.endswith(("auroc", "auprc"))):
+        needs = config.model if supervised else f"{config.model} with monitor {config.train.monitor}"
         raise MedadError(
-            f"{config.data} holds no abnormal patient, which {config.model} with monitor {config.train.monitor} needs",
-            "Label some as abnormal, or watch val/loss",
+            f"{config.data} holds no abnormal patient, which {needs} needs",
+            "Label some as abnormal" if supervised else "Label some as abnormal, or watch val/loss",
         )
     for other in config.report_on:  # what cannot be read is refused before training
         read_table(other, config.options_of(other))

@@ -97,6 +97,8 @@ def test_an_empty_class_is_named(tmp_path: Path) -> None:
     watching = ["train.monitor=val/auroc"]
     with pytest.raises(MedadError, match="holds no abnormal patient, which ae with monitor val/auroc needs"):
         create_run(resolve("ae", f"cq500:{tmp_path / 'a'}", None, watching), tmp_path / "runs")
+    with pytest.raises(MedadError, match=r"which efficientnet_b0 needs\. Label some as abnormal$"):
+        create_run(resolve("efficientnet_b0", f"cq500:{tmp_path / 'a'}", None, []), tmp_path / "runs")
     (tmp_path / "b").mkdir()
     _tree(tmp_path / "b", {1: [1] * 9})
     with pytest.raises(MedadError, match="no healthy scan"):
