@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
@@ -72,7 +74,7 @@ def test_what_is_cut_lies_in_the_image_and_a_quarter_of_the_free_way_off() -> No
 def test_a_rectangle_at_full_strength_is_what_lies_elsewhere_in_another_brightness() -> None:
     settings = _settings(patch_shapes=("rectangle",), patch_count=(1, 1), contrast=0.1)
     patches, x = _patches(20, settings), _images(20)
-    made, mask = cut_paste(x, patches, torch.ones(20), settings)
+    made, mask = cut_paste(x, x, patches, torch.ones(20), settings)
     for i in range(20):
         top, left, down, across = (
             int(v[i, 0]) for v in (patches.top, patches.left, patches.source_top, patches.source_left)
@@ -88,9 +90,9 @@ def test_a_rectangle_at_full_strength_is_what_lies_elsewhere_in_another_brightne
 def test_the_change_is_proportional_to_the_strength() -> None:
     settings = _settings(values=(-5.0, 5.0), softness=2)
     patches, x = _patches(12, settings), _images(12)
-    whole, mask = cut_paste(x, patches, torch.ones(12), settings)
+    whole, mask = cut_paste(x, x, patches, torch.ones(12), settings)
     strength = torch.linspace(0.1, 0.9, 12)
-    part, same = cut_paste(x, patches, strength, settings)
+    part, same = cut_paste(x, x, patches, strength, settings)
     assert torch.equal(mask, same)
     assert torch.allclose(part - x, strength.view(-1, 1, 1, 1) * (whole - x), atol=1e-5)
 
@@ -98,7 +100,7 @@ def test_the_change_is_proportional_to_the_strength() -> None:
 def test_nothing_outside_the_mask_changes_and_values_stay_in_range() -> None:
     settings = _settings(contrast=3.0, softness=1)
     patches, x = _patches(40, settings), _images(40)
-    made, mask = cut_paste(x, patches, torch.ones(40), settings)
+    made, mask = cut_paste(x, x, patches, torch.ones(40), settings)
     assert torch.equal(made[mask == 0], x[mask == 0])
     assert made.min() >= 0
     assert made.max() <= 1
@@ -109,7 +111,7 @@ def _alone(shape: str, **changes: Any) -> tuple[Patches, np.ndarray[Any, Any]]:
     settings = _settings(patch_shapes=(shape,), patch_count=(1, 1), patch_width_range=(20, 40), **changes)
     size = (256, 256)
     patches = _patches(30, settings, size)
-    _, mask = cut_paste(_images(30, size), patches, torch.ones(30), settings)
+    _, mask = cut_paste(_images(30, size), _images(30, size), patches, torch.ones(30), settings)
     return patches, mask[:, 0].numpy() > 0
 
 
@@ -143,7 +145,7 @@ def test_a_turned_rectangle_keeps_its_area() -> None:
 def test_patches_of_one_image_share_their_size_and_number_what_was_asked() -> None:
     settings = _settings(patch_shapes=("rectangle",), patch_count=(2, 3), patch_width_range=(4, 8))
     patches, size = _patches(200, settings, (128, 128)), (128, 128)
-    _, mask = cut_paste(_images(200, size), patches, torch.ones(200), settings)
+    _, mask = cut_paste(_images(200, size), _images(200, size), patches, torch.ones(200), settings)
     numbers = set()
     for i in range(200):
         pieces = ndimage.find_objects(ndimage.label(mask[i, 0].numpy())[0])
@@ -213,3 +215,26 @@ def test_settings_that_cannot_be_are_refused_by_name(changes: dict[str, Any], sa
 def test_patches_larger_than_the_image_are_refused(changes: dict[str, Any], size: tuple[int, int]) -> None:
     with pytest.raises(MedadError, match="larger than the image"):
         check_patches(_settings(**changes), size)
+
+
+@given(st.floats(0, 0.49), st.integers(0, 2**31), st.sampled_from([(20.0, 40.0), (1.0, 3.0), (40.0, 64.0)]))
+def test_a_patch_beyond_the_border_is_never_gone(overhang: float, seed: int, widths: tuple[float, float]) -> None:
+    size = (64, 64)
+    settings = FaultSettings(patch_width_range=widths, overhang=overhang, rotate_degrees=30)
+    patches = draw_patches(size, settings, _draws(16, seed))
+    for near, length, side in ((patches.top, patches.height, 64), (patches.left, patches.width, 64)):
+        assert (near >= -overhang * length[:, None]).all()
+        assert (near + length[:, None] <= side + overhang * length[:, None]).all()
+    _, mask = cut_paste(_images(16, size), _images(16, size), patches, torch.ones(16), settings)
+    assert (mask.flatten(1).sum(dim=1) > 0).all()
+
+
+def test_foreign_patches_come_from_another_image() -> None:
+    settings = FaultSettings(patch_width_range=(20, 40), foreign=1.0, contrast=0.0, softness=0)
+    patches = draw_patches((64, 64), settings, _draws(6, 0))
+    assert (patches.donor != torch.arange(6)).all()
+    x = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 64, 64) / 10
+    made, mask = cut_paste(x, x[patches.donor], patches, torch.ones(6), settings)
+    assert torch.equal(made, torch.where(mask > 0, x[patches.donor], x))
+    own = draw_patches((64, 64), FaultSettings(patch_width_range=(20, 40)), _draws(6, 0))
+    assert own.donor.tolist() == list(range(6))

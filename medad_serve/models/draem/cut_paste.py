@@ -45,6 +45,8 @@ class Patches(NamedTuple):
     """``(N, 2, HARMONICS - 1)``: amplitude and phase of an irregular outline."""
     sign: Tensor
     """``(N,)``: -1 darkens, 1 brightens."""
+    donor: Tensor
+    """``(N,)``: which image of the batch is cut from."""
 
     def of(self, chosen: Tensor, device: torch.device) -> Patches:
         """Return those of some images, on a device."""
@@ -80,8 +82,8 @@ def draw_patches(size: tuple[int, int], settings: FaultSettings, draws: Draws) -
     tall = (wide / ratio).round().long().clamp(1, height)
     wide = wide.round().long().clamp(1, width)
     most = settings.patch_count[1]
-    top, source_top = _places(height - tall, most, draws)
-    left, source_left = _places(width - wide, most, draws)
+    top, source_top = _places(height - tall, tall * settings.overhang, most, draws)
+    left, source_left = _places(width - wide, wide * settings.overhang, most, draws)
     shapes = torch.tensor([SHAPES.index(name) for name in settings.patch_shapes])
     turn = math.radians(settings.rotate_degrees)
     return Patches(
@@ -96,6 +98,7 @@ def draw_patches(size: tuple[int, int], settings: FaultSettings, draws: Draws) -
         angle=draws.between(-turn, turn, most),
         harmonics=_harmonics(draws),
         sign=1 - 2 * draws.chance(settings.darker).float(),
+        donor=_donors(settings.foreign, draws),
     )
 
 
@@ -104,12 +107,23 @@ def _scale_free(low: Tensor, high: Tensor, share: Tensor) -> Tensor:
     return low * (high / low) ** share
 
 
-def _places(free: Tensor, count: int, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Return where ``count`` patches lie and where they are cut, a quarter of the free way apart or more."""
-    places = free[:, None] + 1
+def _places(free: Tensor, beyond: Tensor, count: int, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Return where ``count`` patches lie and where they are cut, a quarter of the free way apart or more.
+
+    Along an axis patches have ``free (N,)`` pixels to move in, and may reach ``beyond (N,)`` out on either side.
+    """
+    places, beyond = free[:, None] + 1, beyond[:, None].long()
     target = draws.uniform(count) * places
     source = (target + draws.between(0.25, 0.75, count) * places) % places
-    return target.long(), source.long().clamp(max=free[:, None])
+    stretched = target * (places + 2 * beyond) / places
+    return stretched.long().clamp(max=places - 1 + 2 * beyond) - beyond, source.long().clamp(max=places - 1)
+
+
+def _donors(foreign: float, draws: Draws) -> Tensor:
+    """Return for each image itself, or with ``foreign`` another one of the batch."""
+    own = torch.arange(draws.count)
+    other = (own + draws.whole(1, max(1, draws.count - 1))) % draws.count
+    return torch.where(draws.chance(foreign), other, own)
 
 
 def _harmonics(draws: Draws) -> Tensor:
@@ -162,8 +176,10 @@ def _shifted(x: Tensor, patches: Patches, index: int) -> Tensor:
     return x[item, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def cut_paste(x: Tensor, patches: Patches, strength: Tensor, settings: FaultSettings) -> tuple[Tensor, Tensor]:
-    """Return images ``(M, C, H, W)`` with their patches, and the mask ``(M, 1, H, W)`` of what was changed.
+def cut_paste(
+    x: Tensor, donors: Tensor, patches: Patches, strength: Tensor, settings: FaultSettings
+) -> tuple[Tensor, Tensor]:
+    """Return images ``(M, C, H, W)`` with patches of ``donors``, and the mask ``(M, 1, H, W)`` of what was changed.
 
     A pixel of a patch becomes ``x + strength * (pasted - x + sign * contrast)``: with ``strength (M,)`` in 0..1
     it departs from what was there in proportion, up to a whole pasted patch of another brightness.
@@ -173,7 +189,7 @@ def cut_paste(x: Tensor, patches: Patches, strength: Tensor, settings: FaultSett
     for index in range(patches.top.shape[1]):
         exists = (patches.made > index)[:, None, None, None]
         inside = _outline(patches, index, (height, width)) & exists
-        pasted = torch.where(inside, _shifted(x, patches, index), pasted)
+        pasted = torch.where(inside, _shifted(donors, patches, index), pasted)
         mask |= inside
     low, high = settings.values
     shift = patches.sign * settings.contrast * (high - low)

@@ -50,8 +50,9 @@ class FaultGenerator:
         if settings.kind != "perlin":
             patches, which = draw_patches(self.size, settings, draws), chosen & by_patch
             if which.any():
-                at = which.to(x.device)
-                image[at], mask[at] = cut_paste(x[at], patches.of(which, x.device), strength[which].to(x), settings)
+                at, chosen_patches = which.to(x.device), patches.of(which, x.device)
+                donors = x[chosen_patches.donor]
+                image[at], mask[at] = cut_paste(x[at], donors, chosen_patches, strength[which].to(x), settings)
         if settings.kind != "cut_paste":
             regions, which = draw_regions(draws), chosen & ~by_patch
             if which.any():

@@ -67,6 +67,10 @@ class FaultSettings(Frozen):
     """One of these an image, each as likely."""
     rotate_degrees: float = Field(0.0, ge=0, le=180)
     """Largest turn of a patch's outline, either way."""
+    overhang: float = Field(0.0, ge=0, lt=0.5)
+    """Share of a patch's height and width that may lie beyond the border: what is cut off there looks broken off."""
+    foreign: float = Field(0.0, ge=0, le=1)
+    """Share of images whose patches come from another image of the batch."""
     contrast: float = Field(0.2, ge=0)
     """What the highest severity adds to or takes from a patch's brightness, as a share of the value range."""
     darker: float = Field(0.5, ge=0, le=1)
