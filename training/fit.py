@@ -72,8 +72,9 @@ class Progress(Callback):
         self.say, self.seconds, self.last = say, seconds, time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell the epoch and what it logged, if the last line is some time ago."""
-        if time.monotonic() - self.last >= self.seconds:
+        """Tell the epoch and what it logged, if the last line is some time ago or this epoch is the last."""
+        long_ago = time.monotonic() - self.last >= self.seconds
+        if long_ago or trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
             self.last = time.monotonic()
             figures = ", ".join(
                 f"{name} {value:.4g}" for name, value in logged(trainer).items() if "patient" not in name

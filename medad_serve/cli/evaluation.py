@@ -96,7 +96,7 @@ def domains(outcomes: Sequence[Outcome]) -> RichTable:
 )
 @click.option("--runtime", help="onnx or torchscript [default: eager for a run, onnx for an artifact].")
 @click.option("--policy", help="Cutoff policy [default: the model's].")
-@click.option("--out", "target", type=click.Path(path_type=Path), help="Where metrics.json goes.")
+@click.option("--out", "target", type=click.Path(path_type=Path), help="Where metrics.json goes, of one --data.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
 def evaluate(
     path: Path, data: tuple[str, ...], runtime: str | None, policy: str | None, target: Path | None, as_json: bool

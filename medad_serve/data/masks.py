@@ -1,4 +1,4 @@
-"""Masks of what is abnormal: whether one has the size of its image, by the headers, and its pixels."""
+"""Masks of what is abnormal: whether one can be read and has the size of its image, and its pixels."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from medad_serve.errors import InputError, MedadError
 from medad_serve.io import decode
 
 _NIFTI = (".nii", ".nii.gz")
+_PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def header_size(path: Path) -> tuple[int, ...] | None:
@@ -27,7 +28,7 @@ def header_size(path: Path) -> tuple[int, ...] | None:
             return tuple(int(n) for n in nibabel.load(path).shape[::-1])  # type: ignore[attr-defined]
         if path.suffix.lower() == ".npy":
             return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape)
-        if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
+        if path.suffix.lower() in _PICTURES:
             with Image.open(path) as image:
                 return image.height, image.width
         found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
@@ -39,7 +40,10 @@ def header_size(path: Path) -> tuple[int, ...] | None:
 
 
 def check_mask(image: Path, mask: Path) -> None:
-    """Raise MedadError where the headers tell two sizes; a file whose header cannot be read is decoding's affair."""
+    """Raise MedadError where the headers tell two sizes, or where a mask that is a picture cannot be read to its end.
+
+    An image whose header cannot be read is decoding's affair.
+    """
     sizes = header_size(image), header_size(mask)
     if None not in sizes and sizes[0] != sizes[1]:
         of_image, of_mask = (" x ".join(map(str, size or ())) for size in sizes)
@@ -47,6 +51,8 @@ def check_mask(image: Path, mask: Path) -> None:
             f"mask {mask} is {of_mask} pixels (rows x columns), its image {image} is {of_image}",
             "Draw the mask on the image's own pixels",
         )
+    if mask.suffix.lower() in _PICTURES:
+        read_mask(mask)
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ from medad_serve.io.pixels import Facts, Pixels, is_grey
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # a damaged file is told by our own error
 
 
 def decode_image(data: bytes, limits: Limits) -> Pixels:

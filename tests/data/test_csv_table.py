@@ -21,6 +21,7 @@ def root(tmp_path: Path) -> Path:
     for name in ("a.png", "b.png", "c.png", "masks/b.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
+    assert cv2.imwrite(str(tmp_path / "masks" / "b.png"), np.ones((4, 4), np.uint8))
     return tmp_path
 
 

@@ -79,6 +79,13 @@ def test_a_mask_of_another_size_is_refused_naming_both(tmp_path: Path) -> None:
     assert "test/hole/000.png is 24 x 32" in text
 
 
+def test_a_mask_that_is_cut_short_is_refused_before_training(tmp_path: Path) -> None:
+    mask = _image(_mvtec(tmp_path) / "ground_truth" / "hole" / "000_mask.png")
+    mask.write_bytes(mask.read_bytes()[:50])
+    with pytest.raises(MedadError, match="000_mask.png cannot be read"):
+        read_table(f"mvtec:{tmp_path}")
+
+
 def test_exposures_of_a_tile_are_one_patient_that_only_tests(tmp_path: Path) -> None:
     _tree(
         tmp_path,

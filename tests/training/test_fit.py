@@ -155,6 +155,13 @@ def test_a_stopped_run_fails_with_the_way_to_go_on(cq500: Path, tmp_path: Path, 
     assert "Traceback" not in said
 
 
+def test_the_last_epoch_is_told_however_short(cq500: Path, tmp_path: Path) -> None:
+    run = create_run(resolve("ae", f"cq500:{cq500}", None, ["train.max_epochs=2", *HELD_OUT]), tmp_path)
+    lines: list[str] = []
+    fit(run, run.prepared(), lines.append)
+    assert [line for line in lines if line.startswith("epoch 2: train/loss")]
+
+
 def test_a_damaged_checkpoint_starts_training_over(cq500: Path, tmp_path: Path) -> None:
     run = create_run(resolve("ae", f"cq500:{cq500}", None, QUICK), tmp_path)
     (run.path / "last.ckpt").write_bytes(b"PK\x03\x04 cut short")
