@@ -269,9 +269,9 @@ def fit(
     training = run.split.patients("train")
     validation = data.rows(run.split.patients("validation"))
     known = set(data.labels[validation].tolist())
-    abnormal = 1 in run.table().patients().values()
+    abnormal = {patient for patient, label in run.table().patients().items() if label}
     # A data set that keeps its abnormal patients for the test leaves none to choose the checkpoint by.
-    chosen_by = any(run.split.roles[p] != "test" for p, label in run.table().patients().items() if label)
+    chosen_by = abnormal & run.split.patients("train", "validation", "calibration")
     if 0 not in known or (chosen_by and 1 not in known):
         raise MedadError("validation lacks usable images of one class", "Check the faults listed, or add patients")
     if not abnormal:

@@ -121,9 +121,8 @@ def _places(free: Tensor, beyond: Tensor, count: int, draws: Draws) -> tuple[Ten
 
 def _donors(foreign: float, draws: Draws) -> Tensor:
     """Return for each image itself, or with ``foreign`` another one of the batch."""
-    own = torch.arange(draws.count)
-    other = (own + draws.whole(1, max(1, draws.count - 1))) % draws.count
-    return torch.where(draws.chance(foreign), other, own)
+    other = draws.others()
+    return torch.where(draws.chance(foreign), other, torch.arange(draws.count))
 
 
 def _harmonics(draws: Draws) -> Tensor:

@@ -37,3 +37,8 @@ class Draws:
     def chance(self, probability: float) -> Tensor:
         """Return ``(N,)`` that are true with ``probability``."""
         return self.uniform() < probability
+
+    def others(self) -> Tensor:
+        """Return ``(N,)``: for each item another one of the batch, itself where it is alone."""
+        step = self.whole(1, max(1, self.count - 1))
+        return (torch.arange(self.count) + step) % self.count

@@ -45,13 +45,12 @@ class Regions(NamedTuple):
 
 def draw_regions(draws: Draws) -> Regions:
     """Draw noise and texture for every image."""
-    count = draws.count
-    step = draws.whole(1, max(1, count - 1))
+    donor = draws.others()
     return Regions(
         angles=draws.between(0, 2 * math.pi, LATTICE, LATTICE),
         cells=2 ** torch.stack((draws.whole(0, SCALES - 1), draws.whole(0, SCALES - 1)), dim=1),
         turn=draws.between(-math.pi / 2, math.pi / 2),
-        donor=(torch.arange(count) + step) % count,
+        donor=donor,
         alter=draws.uniform(9),
     )
 
