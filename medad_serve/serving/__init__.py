@@ -1,0 +1,1 @@
+"""What TorchServe asks beyond one prediction: requests of every form, bounded decoding, watching."""
