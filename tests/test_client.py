@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from medad_serve.cli.serving import predict
+from medad_serve.cli.predict import predict
 from medad_serve.client import Client, find_key_file
 from medad_serve.errors import MedadError
 from medad_serve.export.archive import archive
@@ -229,7 +229,7 @@ def test_one_way_of_predicting_must_be_chosen(tmp_path: Path) -> None:
 
 def test_predicting_in_process_loads_no_torch(artifact: Path, dicom_files: list[Path]) -> None:
     code = (
-        "import sys\nfrom medad_serve.cli.serving import predict\n"
+        "import sys\nfrom medad_serve.cli.predict import predict\n"
         "predict(sys.argv[1:], standalone_mode=False)\n"
         "sys.exit('torch' in sys.modules)"
     )

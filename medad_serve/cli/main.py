@@ -22,7 +22,7 @@ COMMANDS = {
     "info": ("info", "info"),
     "java-home": ("serving", "java_home"),
     "phantoms": ("phantoms", "command"),
-    "predict": ("serving", "predict"),
+    "predict": ("predict", "predict"),
     "quickstart": ("quickstart", "quickstart"),
     "sagemaker": ("sagemaker", "sagemaker"),
     "serve": ("serving", "serve"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medad_serve.cli.serving import _print_table
+from medad_serve.cli.predict import _print_table
 
 ANSWER = {"score": 1.0, "p_value": 0.5, "cutoff": 2.0, "anomalous": False}
 FAULT = {"error": {"code": 400, "message": "no image"}}
