@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -73,8 +74,17 @@ def _labelled(model: AnomalyModel, chosen: Family, x: Tensor) -> Batch:
     return batch._replace(x=torch.where(labels.bool().view(-1, *[1] * (x.ndim - 1)), sick, x), labels=labels)
 
 
+_at_rest: dict[str, AnomalyModel] = {}
+
+
 def _settled(chosen: Family) -> AnomalyModel:
-    """A model whose running statistics are those of some batches, in evaluation mode."""
+    """A model whose running statistics are those of some batches, in evaluation mode; made once, not to be changed."""
+    if chosen.name not in _at_rest:
+        _at_rest[chosen.name] = _settle(chosen)
+    return _at_rest[chosen.name]
+
+
+def _settle(chosen: Family) -> AnomalyModel:
     torch.manual_seed(0)
     model = chosen.build().train()
     with torch.no_grad():
@@ -206,10 +216,25 @@ def test_a_finished_model_survives_saving(chosen: Family, tmp_path: Path) -> Non
         assert torch.equal(model(x)["score"], other(x)["score"])
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family, str], Path]:
+    """``exported(chosen, kind)``: the settled model's file, alone in its folder; made once, not to be changed."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def export(chosen: Family, kind: str) -> Path:
+        key = (chosen.name, kind)
+        if key not in made:
+            path = tmp_path_factory.mktemp("export") / "model"
+            EXPORTS[kind](_settled(chosen), chosen.shape(chosen.prep), path)
+            made[key] = path
+        return made[key]
+
+    return export
+
+
 @pytest.mark.parametrize("kind", EXPORTS)
-def test_exports_answer_as_the_model_does(chosen: Family, kind: str, tmp_path: Path) -> None:
-    model, path = _settled(chosen), tmp_path / "model"
-    EXPORTS[kind](model, chosen.shape(chosen.prep), path)
+def test_exports_answer_as_the_model_does(chosen: Family, kind: str, exported: Callable[[Family, str], Path]) -> None:
+    model, path = _settled(chosen), exported(chosen, kind)
     runtime = OnnxRuntime(path) if kind == "onnx" else TorchScriptRuntime(path, model.outputs)
     x, trained = _batch(chosen, 7, seed=9).numpy(), EagerRuntime(model)
     expected = trained.run(x, model.outputs)
@@ -222,10 +247,12 @@ def test_exports_answer_as_the_model_does(chosen: Family, kind: str, tmp_path: P
             assert len(np.unique(values)) > 1, f"{name} never differs: its parity proves nothing"
 
 
-def test_onnx_file_is_self_contained_with_a_dynamic_batch(chosen: Family, tmp_path: Path) -> None:
-    export_onnx(chosen.build().eval(), chosen.shape(chosen.prep), tmp_path / "model.onnx")
-    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
-    graph = onnx.load(tmp_path / "model.onnx").graph
+def test_onnx_file_is_self_contained_with_a_dynamic_batch(
+    chosen: Family, exported: Callable[[Family, str], Path]
+) -> None:
+    path = exported(chosen, "onnx")
+    assert list(path.parent.iterdir()) == [path]
+    graph = onnx.load(path).graph
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
     assert not any(t.external_data for t in graph.initializer)
 
