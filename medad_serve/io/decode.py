@@ -11,7 +11,7 @@ from medad_serve.io.limits import DEFAULT_LIMITS, Limits
 from medad_serve.io.members import ZIP
 from medad_serve.io.nifti import decode_nifti, is_nifti
 from medad_serve.io.numpy_file import NPY, decode_npy
-from medad_serve.io.package import decode_zip
+from medad_serve.io.package import decode_members, decode_zip
 from medad_serve.io.pixels import Pixels
 from medad_serve.io.source import read_path, too_many_bytes
 
@@ -33,21 +33,33 @@ _OTHERS = (
 )
 
 
-def decode(source: bytes | Path, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+def decode(source: bytes | Path | tuple[bytes, ...], limits: Limits = DEFAULT_LIMITS) -> Pixels:
     """Decode a DICOM file, a PNG, a JPEG, NIfTI, .npy, or a ZIP of a series or volume, told apart by content.
+
+    A tuple holds the files of one series or volume, as a ZIP would; a file alone is that file.
 
     Raises:
         InputError: 400 not decodable, 413 too large, 415 encoding not supported, 422 no usable pixels.
     """
     data = read_path(source, limits) if isinstance(source, Path) else source
+    if isinstance(data, tuple) and len(data) == 1:
+        [data] = data
     if not data:
         raise InputError(400, "the input is empty", SEND_FILE)
-    if len(data) > limits.max_bytes:
+    if (sum(map(len, data)) if isinstance(data, tuple) else len(data)) > limits.max_bytes:
         raise too_many_bytes(limits)
     try:
-        return _dispatch(data, limits)
+        return _parts(data, limits) if isinstance(data, tuple) else _dispatch(data, limits)
     except MemoryError:
         raise InputError(413, "the input needs more memory than there is", "Send fewer frames") from None
+
+
+def _parts(parts: tuple[bytes, ...], limits: Limits) -> Pixels:
+    if len(parts) > limits.max_members:
+        raise InputError(413, f"the request holds more than {limits.max_members} files", "Send fewer files")
+    if any(part.startswith(ZIP) for part in parts):
+        raise InputError(415, "one of the files sent together is a ZIP", "Send the ZIP alone")
+    return decode_members(list(parts), limits)
 
 
 def _dispatch(data: bytes, limits: Limits) -> Pixels:

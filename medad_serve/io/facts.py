@@ -14,10 +14,12 @@ from medad_serve.io.groups import group_items
 from medad_serve.io.layout import Layout
 from medad_serve.io.lut import Lut, read_lut
 from medad_serve.io.pixels import Axes, Facts, Triple
-from medad_serve.io.tags import code, numbers, uid
+from medad_serve.io.tags import code, codes, numbers, uid
 from medad_serve.spec import Window
 
 Notes = tuple[str, ...]
+_LOCALIZERS = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SCANOGRAM", "SURVIEW"}
+"""From the third value of (0008,0008) Image Type on: the defined term (PS3.3 C.8.2.1.1.1) and what vendors write."""
 
 
 def read_facts(ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[float, float], notes: Notes) -> Facts:
@@ -29,6 +31,8 @@ def read_facts(ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[flo
     return Facts(
         modality=code(ds, "Modality"),
         body_part=code(ds, "BodyPartExamined"),
+        localizer=not _LOCALIZERS.isdisjoint(codes(ds, "ImageType")[2:]),
+        bits=None if layout.is_float else layout.bits_stored,
         photometric=layout.photometric,
         transfer_syntax=str(syntax),
         windows=windows,

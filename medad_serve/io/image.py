@@ -37,9 +37,9 @@ def decode_image(data: bytes, limits: Limits) -> Pixels:
         raise InputError(400, "the image cannot be decoded", "The file is damaged or cut short: send it whole")
     if array.dtype not in (np.uint8, np.uint16):
         raise InputError(415, "the image holds neither 8- nor 16-bit values", "Save it as 8- or 16-bit PNG")
-    stored_range = (0.0, 255.0 if array.dtype == np.uint8 else 65535.0)
+    bits = array.dtype.itemsize * 8
     grey, photometric = _without_alpha(np.asarray(array))
-    facts = Facts(photometric=photometric, stored_range=stored_range)
+    facts = Facts(photometric=photometric, bits=bits, stored_range=(0.0, 2.0**bits - 1))
     return Pixels(array=grey.astype(np.float32)[np.newaxis], kind="image", facts=facts)
 
 

@@ -1,4 +1,4 @@
-"""What a ZIP holds: the slices of a series or a volume, and perhaps a label mask beside it."""
+"""What a ZIP or a request of several files holds: the slices of a series or a volume, and perhaps a label mask beside it."""
 
 from __future__ import annotations
 
@@ -17,28 +17,32 @@ from medad_serve.io.numpy_file import NPY, decode_npy
 from medad_serve.io.pixels import Pixels
 from medad_serve.io.series import decode_series, files
 
-_ONE = "Send one series or volume in a ZIP, with at most one label mask as NIfTI"
+_ONE = "Send one series or volume, with at most one label mask as NIfTI"
 _MASK = f"A label mask holds whole numbers from 0 on, at most {MOST_LABELS} different ones; a scan in HU does not"
 
 
 def decode_zip(source: bytes, limits: Limits) -> Pixels:
-    """Decode a ZIP of DICOM slices, of one volume (NIfTI, .npy), or of either with a label mask as NIfTI.
+    """Decode the files of a ZIP together; raises InputError as of :func:`read_members` and of what is found."""
+    return decode_members(read_members(source, limits), limits)
+
+
+def decode_members(members: list[bytes], limits: Limits) -> Pixels:
+    """Decode DICOM slices, one volume (NIfTI, .npy), or either with a label mask as NIfTI, sent together.
 
     Which of two NIfTI files is the mask is told by content (:func:`labels_of`), never by name. It must lie
     voxel on voxel of a NIfTI scan; onto a DICOM series it is resampled by nearest neighbour.
 
     Raises:
-        InputError: as of :func:`read_members` and the decoder of what is found; 422 several volumes, no
-            telling which is the mask, or a mask that does not belong to the scan.
+        InputError: as of the decoder of what is found; 422 several volumes, no telling which is the mask, or
+            a mask that does not belong to the scan.
     """
-    members = read_members(source, limits)
     volumes = [member for member in members if _is_volume(member)]
     others = [member for member in members if not _is_volume(member)]
     if not volumes:
         return decode_series(others, limits)
     has_series = any(map(is_dicom, others))
     if len(volumes) + has_series > 2 or (len(volumes) + has_series == 2 and any(v.startswith(NPY) for v in volumes)):
-        raise InputError(422, "the ZIP holds more than one volume and its label mask", _ONE)
+        raise InputError(422, "the files are more than one volume and its label mask", _ONE)
     if has_series:
         return _series_with_mask(decode_series(others, limits), read_volume(volumes[0], limits))
     pixels = _volume(volumes, limits)
@@ -61,9 +65,9 @@ def _volume(volumes: list[bytes], limits: Limits) -> Pixels:
     read = [read_volume(data, limits) for data in volumes]
     masks = [labels_of(volume) for volume in read]
     if masks[0] is not None and masks[1] is not None:
-        raise InputError(422, "either NIfTI file of the ZIP may be the label mask", _MASK)
+        raise InputError(422, "either NIfTI file may be the label mask", _MASK)
     if masks[0] is None and masks[1] is None:
-        raise InputError(422, "neither NIfTI file of the ZIP is a label mask", _MASK)
+        raise InputError(422, "neither NIfTI file is a label mask", _MASK)
     which = 0 if masks[1] is None else 1
     scan, mask = read[1 - which], read[which]
     check_same_grid(scan, mask)

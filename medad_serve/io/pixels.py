@@ -29,6 +29,10 @@ class Facts:
     """(center, width) pairs that the file proposes, in file order."""
     voi: Lut | Window | None = None
     """By which the file itself asks to be shown."""
+    localizer: bool = False
+    """Whether the file says that it is a localiser (scout view), on which slices were planned."""
+    bits: int | None = None
+    """Of a stored whole number of a DICOM file (Bits Stored), PNG or JPEG."""
     stored_range: tuple[float, float] = (0.0, 1.0)
     """Smallest and largest value that the stored type can hold, rescaled."""
     position: float | None = None

@@ -21,9 +21,9 @@ _SAME_DIRECTION = 1e-3
 def decode_series(members: list[bytes], limits: Limits) -> Pixels:
     """Decode DICOM slices into one stack ``(frames, H, W)``, ordered along the slice normal.
 
-    The series, orientation and size with most slices is kept, and one slice of each place; whatever is left
-    out is counted in ``facts.notes``, and so are slices that are missing. Slices that state no place keep
-    the order given. Where slices differ in spacing or windows, those of the first hold. The affine is that
+    Localisers are left out; of the others the series, orientation and size with most slices is kept, and one
+    slice of each place. Whatever is left out is counted in ``facts.notes``, and so are slices that are missing.
+    Slices that state no place keep the order given. Where slices differ in spacing or windows, those of the first hold. The affine is that
     of the slices kept, where they lie evenly.
 
     Raises:
@@ -32,9 +32,9 @@ def decode_series(members: list[bytes], limits: Limits) -> Pixels:
     slices, refusals = _decode_all(members, limits)
     if not slices:
         reasons = "; ".join(refusals) or "it is empty"
-        raise InputError(400, f"no file of the ZIP is a readable DICOM image ({reasons})", "Send DICOM slices")
+        raise InputError(400, f"no file sent is a readable DICOM image ({reasons})", "Send DICOM slices")
     notes = [f"{files(count)} left out: {reason}" for reason, count in refusals.items()]
-    kept = _most(slices, "of another series", lambda p: p.facts.series, notes)
+    kept = _most(_without_localizers(slices, notes), "of another series", lambda p: p.facts.series, notes)
     kept = _most(kept, "of another orientation", _orientation(kept), notes)
     kept = _most(kept, "of another size", lambda p: (p.array.shape[1:], p.inverted), notes)
     return _stack(_in_order(kept, notes), notes)
@@ -56,7 +56,7 @@ def _decode_all(members: list[bytes], limits: Limits) -> tuple[list[Pixels], Cou
         values += slices[-1].array.size
         frames += slices[-1].frames
         if values > limits.max_values or frames > limits.max_frames:
-            fault = f"the ZIP holds more than {limits.max_values} values or {limits.max_frames} frames"
+            fault = f"the files hold more than {limits.max_values} values or {limits.max_frames} frames"
             raise InputError(413, fault, "Send fewer files")
     return slices, refusals
 
@@ -64,6 +64,14 @@ def _decode_all(members: list[bytes], limits: Limits) -> tuple[list[Pixels], Cou
 def files(count: int) -> str:
     """Return a count of files in words."""
     return "1 file" if count == 1 else f"{count} files"
+
+
+def _without_localizers(slices: list[Pixels], notes: list[str]) -> list[Pixels]:
+    """Leave out the overviews on which slices were planned, unless there is nothing else."""
+    kept = [pixels for pixels in slices if not pixels.facts.localizer]
+    if kept and len(kept) < len(slices):
+        notes.append(f"{files(len(slices) - len(kept))} left out: localiser (scout view)")
+    return kept or slices
 
 
 def _most(slices: list[Pixels], fault: str, key: Callable[[Pixels], Hashable], notes: list[str]) -> list[Pixels]:
@@ -97,7 +105,7 @@ def _in_order(slices: list[Pixels], notes: list[str]) -> list[Pixels]:
     known = [place for place in places if place is not None]
     if len(known) < len(slices):
         if len(slices) > 1:
-            notes.append("slices without (0020,0032) Image Position (Patient): kept in the order of the ZIP")
+            notes.append("slices without (0020,0032) Image Position (Patient): kept in the order sent")
         return slices
     order = sorted(range(len(slices)), key=known.__getitem__)
     kept: list[Pixels] = []

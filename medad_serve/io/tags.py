@@ -23,7 +23,7 @@ _FORMATS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "U
 _CODE = re.compile(r"[A-Z0-9 _]{1,16}")
 
 _WANTED = """
-TransferSyntaxUID SpecificCharacterSet Modality BodyPartExamined SeriesInstanceUID
+TransferSyntaxUID SpecificCharacterSet ImageType Modality BodyPartExamined SeriesInstanceUID
 ImagePositionPatient ImageOrientationPatient PixelSpacing ImagerPixelSpacing
 SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns
 BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit
@@ -110,8 +110,13 @@ def whole(ds: Dataset, keyword: str, default: int | None = None) -> int:
 
 def code(ds: Dataset, keyword: str) -> str:
     """Return the first value of a code string (VR CS), or ``""`` where it is none: free text never passes."""
-    text = _text(ds, keyword).split("\\")[0].strip(" \0").upper()
-    return text if _CODE.fullmatch(text) else ""
+    return codes(ds, keyword)[0]
+
+
+def codes(ds: Dataset, keyword: str) -> tuple[str, ...]:
+    """Return every value of a code string, each as of :func:`code`."""
+    texts = (text.strip(" \0").upper() for text in _text(ds, keyword).split("\\"))
+    return tuple(text if _CODE.fullmatch(text) else "" for text in texts)
 
 
 def uid(ds: Dataset, keyword: str) -> str:

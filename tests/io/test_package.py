@@ -81,7 +81,7 @@ def test_mask_of_another_grid_than_its_nifti_is_422(make_zip: Any, make_nifti: A
 
 def test_two_files_that_both_may_be_the_mask_are_422_with_a_hint(make_zip: Any, make_nifti: Any, mask: Any) -> None:
     error = refusal(make_zip([make_nifti(mask, AFFINE), make_nifti(mask * 2, AFFINE)]))
-    assert (error.code, error.message) == (422, "either NIfTI file of the ZIP may be the label mask")
+    assert (error.code, error.message) == (422, "either NIfTI file may be the label mask")
     assert "at most 255" in error.hint
 
 
@@ -102,7 +102,7 @@ def no_mask(case: str, mask: Any) -> Any:
 @pytest.mark.parametrize("case", ["negative", "fraction", "not a number", "beyond int32", "many", "many and large"])
 def test_neither_a_mask_is_422(make_zip: Any, make_nifti: Any, scan: Any, mask: Any, case: str) -> None:
     error = refusal(make_zip([make_nifti(scan, AFFINE), make_nifti(no_mask(case, mask), AFFINE)]))
-    assert (error.code, error.message) == (422, "neither NIfTI file of the ZIP is a label mask")
+    assert (error.code, error.message) == (422, "neither NIfTI file is a label mask")
 
 
 def test_255_labels_are_a_mask_however_large(make_zip: Any, make_nifti: Any, scan: Any, mask: Any) -> None:
@@ -135,7 +135,7 @@ def test_more_than_a_scan_and_its_mask_is_422(
 ) -> None:
     ct, labels, array, dicom = make_nifti(scan, AFFINE), make_nifti(mask, AFFINE), saved(scan), make_dicom(slice_16)
     for files in ([ct, ct, labels], [array, labels], [array, array], [dicom, array], [dicom, ct, labels]):
-        assert refusal(make_zip(files)).message == "the ZIP holds more than one volume and its label mask"
+        assert refusal(make_zip(files)).message == "the files are more than one volume and its label mask"
 
 
 @pytest.fixture
@@ -236,4 +236,4 @@ def test_real_ct_with_its_vertebrae(real_data: Any, make_zip: Any) -> None:
         assert len(found) == (labels == label).sum()
         assert 50 < np.median(found) < 600  # HU of vertebrae: spongy bone
     error = refusal(make_zip(path.read_bytes() for path in sorted(folder.glob("*_msk.nii.gz"))))
-    assert error.message == "either NIfTI file of the ZIP may be the label mask"
+    assert error.message == "either NIfTI file may be the label mask"

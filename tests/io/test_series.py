@@ -39,7 +39,7 @@ def test_reversed_normal_turns_the_order(make_zip: Any, make_dicom: Any, slice_1
 def test_slices_without_position_keep_archive_order_and_say_so(make_zip: Any, make_dicom: Any, slice_16: Any) -> None:
     pixels = decode(make_zip([make_dicom(np.full_like(slice_16, i)) for i in (2, 0, 1)]))
     assert pixels.array[:, 0, 0].tolist() == [2, 0, 1]
-    assert "order of the ZIP" in pixels.facts.notes[0]
+    assert "order sent" in pixels.facts.notes[0]
 
 
 def test_what_is_left_out_is_counted(make_zip: Any, make_dicom: Any, slice_16: Any, slices: list[bytes]) -> None:
@@ -86,7 +86,7 @@ def test_litter_of_operating_systems_is_not_counted(make_zip: Any, slices: list[
 
 def test_nothing_readable_is_400_with_the_reasons(make_zip: Any, secret: str) -> None:
     for members in ([], [b"text"], [b"text", b"\x89PNG\r\n\x1a\n"]):
-        with pytest.raises(InputError, match="no file of the ZIP is a readable DICOM image") as error:
+        with pytest.raises(InputError, match="no file sent is a readable DICOM image") as error:
             decode(make_zip(members))
         assert error.value.code == 400
         assert secret not in str(error.value)
