@@ -19,11 +19,10 @@ import yaml
 
 from medad_serve.artifact import GRAPHS, MANIFEST, load_manifest
 from medad_serve.errors import MedadError
+from medad_serve.export.inspection import HANDLER, MODEL_CONFIG
 from medad_serve.export.store import (
-    HANDLER,
     INDEX,
     LOGGING,
-    MODEL_CONFIG,
     PROPERTIES,
     check_name,
     installed_handler,

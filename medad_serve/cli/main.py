@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": ("evaluation", "evaluate"),
     "export": ("training", "export"),
     "info": ("info", "info"),
+    "inspect": ("inspect", "inspect"),
     "java-home": ("serving", "java_home"),
     "phantoms": ("phantoms", "command"),
     "predict": ("predict", "predict"),

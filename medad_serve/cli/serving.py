@@ -9,6 +9,7 @@ import click
 
 STORE = Path("model_store")
 FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
@@ -61,8 +62,17 @@ def java_home() -> None:
 @click.option("--inference-port", type=click.IntRange(1, 65535), help="Default: that of config.properties (8080).")
 @click.option("--management-port", type=click.IntRange(1, 65535), help="Likewise (8081).")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="Likewise (8082).")
+@click.option("--tls-cert", type=FILE, help="Speak TLS with this certificate (PEM, its chain after it).")
+@click.option("--tls-key", type=FILE, help="Its RSA key (PEM, no passphrase, readable by its owner alone).")
 @click.option("--timeout", type=click.FloatRange(1), default=300, show_default=True, help="Seconds to be ready in.")
-@click.option("--foreground", is_flag=True, help="Stay and show the log; Ctrl-C stops the server.")
+@click.option(
+    "--drain",
+    type=click.FloatRange(0),
+    default=10,
+    show_default=True,
+    help="Seconds that requests under way get at a stop.",
+)
+@click.option("--foreground", is_flag=True, help="Stay and show the log; Ctrl-C and SIGTERM stop the server.")
 @click.option("--stop", is_flag=True, help="Stop the server of this store and port.")
 def serve(
     models: tuple[str, ...],
@@ -70,22 +80,30 @@ def serve(
     inference_port: int | None,
     management_port: int | None,
     metrics_port: int | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     timeout: float,
+    drain: float,
     foreground: bool,
     stop: bool,
 ) -> None:
     """Start TorchServe over a model store, and return once every model is ready."""
-    from medad_serve.server import Ports, Server
+    from medad_serve.server import Ports, Server, Tls
 
-    server = Server(store, Ports(inference_port, management_port, metrics_port))
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("Give --tls-cert and --tls-key together.")
+    tls = Tls(tls_cert, tls_key) if tls_cert and tls_key else None
+    server = Server(store, Ports(inference_port, management_port, metrics_port), tls)
     if stop:
-        server.stop()
+        server.stop(drain=drain)
         click.echo(f"Stopped the server at {server.url('inference')}")
         return
     if foreground:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
     try:
         names = server.start(models, timeout=timeout, foreground=foreground)
+        for name, error in server.refused.items():
+            click.secho(f"NOT SERVED: {name}: {error}", fg="red", err=True)
         click.echo(f"Serving {', '.join(names)} at {server.url('inference')}")
         click.echo(f"Tokens: {server.key_file}")
         click.echo(f"Logs: {server.logs}")
@@ -95,4 +113,4 @@ def serve(
         if not foreground:
             raise
         if server.process() is not None:
-            server.stop()
+            server.stop(drain=drain)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from medad_serve.errors import MedadError
-from medad_serve.export.store import AGAIN, INDEX, verify
+from medad_serve.export.inspection import AGAIN
+from medad_serve.export.store import INDEX, verify
 from medad_serve.sagemaker.hosting import SETTINGS, write_settings
 from medad_serve.sagemaker.order import plain_name, stamped
 from medad_serve.sagemaker.service import call, check_request, explained

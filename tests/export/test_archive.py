@@ -22,13 +22,12 @@ import pytest
 from medad_serve.artifact import load_manifest, write_manifest
 from medad_serve.errors import MedadError
 from medad_serve.export.archive import archive
+from medad_serve.export.inspection import HANDLER, MODEL_CONFIG
 from medad_serve.export.store import (
-    HANDLER,
     INDEX,
     LOGGING,
-    MODEL_CONFIG,
+    inspect,
     installed_handler,
-    model_config,
     private_logging,
     read_properties,
     verify,
@@ -81,9 +80,9 @@ def test_the_unpacked_archive_is_an_artifact(packed: Path, tmp_path: Path) -> No
 
 def test_the_model_configuration_says_what_was_asked(artifact: Path, tmp_path: Path) -> None:
     mar = archive(artifact, tmp_path, name="m", runtime="torchscript", workers=3, batch_size=5, max_batch_delay_ms=7)
-    config = model_config(mar)
-    assert (config["minWorkers"], config["maxWorkers"], config["batchSize"], config["maxBatchDelay"]) == (3, 3, 5, 7)
-    assert config["handler"] == {"runtime": "torchscript", "max_answer_bytes": 67108864}
+    config = inspect(mar).archive.config
+    assert (config.minWorkers, config.maxWorkers, config.batchSize, config.maxBatchDelay) == (3, 3, 5, 7)
+    assert config.handler.model_dump() == {"runtime": "torchscript", "max_answer_bytes": 67108864}
 
 
 def test_the_committed_settings_are_the_packaged_ones() -> None:
@@ -111,7 +110,7 @@ def test_settings_of_the_store_are_kept(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "config.properties").write_text("max_response_size=1234\n")
     mar = archive(artifact, tmp_path)
     assert (tmp_path / "config.properties").read_text() == "max_response_size=1234\n"
-    assert model_config(mar)["handler"]["max_answer_bytes"] == 1234
+    assert inspect(mar).archive.config.handler.max_answer_bytes == 1234
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "a b", "-a", "a.b", "é", "x" * 200])

@@ -1,0 +1,58 @@
+"""The processes of a server: found again by whoever comes later, and ended without leaving any."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+FRONTEND = "org.pytorch.serve.ModelServer"
+STATE = "server.json"
+PID_FILE = ".model_server.pid"
+
+
+def temporary_of(run_dir: Path) -> Path | None:
+    """Return the temporary directory of the server in ``run_dir``, None where none was started."""
+    try:
+        return Path(json.loads((run_dir / STATE).read_text())["temporary"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def process_of(run_dir: Path) -> psutil.Process | None:
+    """Return the running frontend of the server in ``run_dir``."""
+    temporary = temporary_of(run_dir)
+    try:
+        process = psutil.Process(int((temporary / PID_FILE).read_text())) if temporary else None
+        return process if process and FRONTEND in process.cmdline() and _lives(process) else None
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
+def running(store: Path) -> list[Path]:
+    """Return the run directories of the servers that run over a store."""
+    return [path for path in store.glob(".server-*") if process_of(path) is not None]
+
+
+def end(process: psutil.Process, timeout: float) -> None:
+    """Terminate a frontend and its workers; what stays past ``timeout`` seconds is killed."""
+    with suppress(psutil.NoSuchProcess):
+        family = [process, *process.children(recursive=True)]
+        process.terminate()
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and any(_lives(member) for member in family):
+            time.sleep(0.1)
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+
+
+def _lives(process: psutil.Process) -> bool:
+    """A zombie has ended, even where nobody collects it (PID 1 of a container)."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
