@@ -4,80 +4,119 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
+from medad_serve.cli.items import Item, items_of
 from medad_serve.cli.serving import FOLDER, STORE
 
+HeatmapFormat = Literal["png", "npy", "none"]
 Answer = dict[str, Any]
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--series", "one_series", is_flag=True, help="All FILES are slices of one series.")
 @click.option("--model", help="Ask the running server for this model.")
 @click.option("--url", default="http://127.0.0.1:8080", show_default=True)
+@click.option(
+    "--ca", type=click.Path(path_type=Path), help="PEM file that an https server's certificate is checked by."
+)
 @click.option("--key-file", type=click.Path(path_type=Path), help="Token file of the server.")
 @click.option("--token", envvar="MEDAD_TOKEN", help="The token itself, where there is no file. [env: MEDAD_TOKEN]")
 @click.option("--management-url", help="Where tokens are renewed. Default: as the server's settings say.")
 @click.option("--store", type=FOLDER, default=STORE, show_default=True, help="Where a local server keeps its tokens.")
 @click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests at a time.")
+@click.option(
+    "--retry-for", type=click.FloatRange(0), default=60, show_default=True, help="Seconds to go on asking; 0: once."
+)
 @click.option("--artifact", type=FOLDER, help="Predict in this process with an exported model instead.")
 @click.option("--runtime", type=click.Choice(["onnx", "torchscript"]), default="onnx", show_default=True)
 @click.option("--policy", help="Decide by this policy instead of the model's default.")
-@click.option("--heatmap", type=FOLDER, help="Write an overlay PNG for each file into this folder.")
+@click.option("--heatmap", type=FOLDER, help="Write a heatmap for each file into this folder.")
+@click.option(
+    "--heatmap-format", type=click.Choice(["png", "npy"]), default="png", show_default=True, help="Overlay, or map."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def predict(files: tuple[Path, ...], heatmap: Path | None, as_json: bool, **how: Any) -> None:
-    """Score FILES: with --model by a running server, with --artifact in this process."""
+def predict(
+    files: tuple[Path, ...],
+    one_series: bool,
+    heatmap: Path | None,
+    heatmap_format: HeatmapFormat,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Score FILES: with --model by a running server, with --artifact in this process.
+
+    A folder is one series, and so is each folder below it that holds files.
+    """
     if (how["model"] is None) == (how["artifact"] is None):
         raise click.UsageError("Give either --model NAME or --artifact DIR.")
-    wanted: Literal["png", "none"] = "png" if heatmap else "none"
-    source = _in_process if how["artifact"] else _by_server
-    answers = source(files, wanted, how)
+    items = items_of(files, one_series=one_series)
+    answers = (_in_process if how["artifact"] else _by_server)(items, heatmap_format if heatmap else "none", how)
     if heatmap:
-        answers = _save_heatmaps(files, answers, heatmap)
-    failed = (_print_lines if as_json else _print_table)(files, answers)
+        answers = _save_heatmaps(items, answers, heatmap)
+    unanswered: list[int] = []
+    answers = _noting_unanswered(answers, unanswered)
+    failed = (_print_lines if as_json else _print_table)(items, answers)
+    if unanswered:
+        click.echo(f"{len(unanswered)} of {len(items)} were never answered:", err=True)
+        for position in unanswered:
+            click.echo(f"  {position + 1}: {items[position].path}", err=True)
     if failed:
         raise SystemExit(1)  # click returns its own Exit where main() catches errors
 
 
-def _in_process(files: Iterable[Path], heatmap: Literal["png", "none"], how: dict[str, Any]) -> Iterator[Answer]:
-    """Predict file by file: what is held in memory does not grow with their number."""
+def _in_process(items: Iterable[Item], heatmap: HeatmapFormat, how: dict[str, Any]) -> Iterator[Answer]:
+    """Predict item by item: what is held in memory does not grow with their number."""
     from medad_serve.artifact import locate
     from medad_serve.errors import InputError
     from medad_serve.predictor import Options, Predictor
 
     predictor = Predictor.load(locate(how["artifact"]), runtime=how["runtime"])
     options = [Options(heatmap=heatmap, policy=how["policy"])]
-    for file in files:
+    for item in items:
         try:
-            body = file.read_bytes()  # as the server gets it, so that both answer alike
+            parts = tuple(file.read_bytes() for file in item.files)  # as the server gets it: both answer alike
         except OSError as error:
             yield InputError(400, f"the file cannot be read ({error.strerror})", "Check the path").to_json()
             continue
-        yield predictor.predict([body], options)[0].to_json()
+        yield predictor.predict([parts if item.is_series else parts[0]], options)[0].to_json()
 
 
-def _by_server(files: tuple[Path, ...], heatmap: Literal["png", "none"], how: dict[str, Any]) -> Iterator[Answer]:
-    from medad_serve.client import Client, find_key_file
+def _by_server(items: Sequence[Item], heatmap: HeatmapFormat, how: dict[str, Any]) -> Iterator[Answer]:
+    from medad_serve.client import Client, Retries, find_key_file
 
     key_file = how["key_file"] or (None if how["token"] else find_key_file(how["url"], how["store"]))
-    asked = None if heatmap == "none" else heatmap
-    with Client(how["url"], key_file=key_file, token=how["token"], management_url=how["management_url"]) as client:
+    with Client(
+        how["url"],
+        key_file=key_file,
+        token=how["token"],
+        management_url=how["management_url"],
+        ca=how["ca"],
+        retries=Retries(total_s=how["retry_for"]) if how["retry_for"] else Retries(tries=1),
+    ) as client:
         yield from client.predict_many(
-            files, how["model"], heatmap=asked, policy=how["policy"], concurrency=how["concurrency"]
+            [item.source for item in items],
+            how["model"],
+            heatmap=None if heatmap == "none" else heatmap,
+            policy=how["policy"],
+            concurrency=how["concurrency"],
         )
 
 
-def _save_heatmaps(files: tuple[Path, ...], answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
-    """Write each overlay under its file's name, over neither input nor sibling, and put the path in its place."""
+def _save_heatmaps(items: Sequence[Item], answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
+    """Write each heatmap under its item's name, over neither input nor sibling, and put the path in its place."""
     folder.mkdir(parents=True, exist_ok=True)
-    taken = {file.resolve() for file in files}
-    for file, answer in zip(files, answers, strict=True):
+    taken = {file.resolve() for item in items for file in item.files}
+    numbers = [""] + [f"-{n}" for n in range(2, len(taken) + len(items) + 2)]
+    for item, answer in zip(items, answers, strict=True):
         if "heatmap" in answer:
-            names = (file.name + (f"-{n}" if n > 1 else "") + ".png" for n in range(1, len(files) * 2 + 2))
+            suffix = answer["heatmap"]["format"]
+            names = (f"{item.path.name or item.path.resolve().name}{number}.{suffix}" for number in numbers)
             path = next(folder / name for name in names if (folder / name).resolve() not in taken)
             taken.add(path.resolve())
             path.write_bytes(base64.b64decode(answer["heatmap"]["data"]))
@@ -86,33 +125,42 @@ def _save_heatmaps(files: tuple[Path, ...], answers: Iterable[Answer], folder: P
         yield answer
 
 
-def _print_lines(files: Iterable[Path], answers: Iterable[Answer]) -> int:
+def _noting_unanswered(answers: Iterable[Answer], unanswered: list[int]) -> Iterator[Answer]:
+    for position, answer in enumerate(answers):
+        if not answer.get("answered", True):
+            unanswered.append(position)
+        yield answer
+
+
+def _print_lines(items: Iterable[Item], answers: Iterable[Answer]) -> int:
     failed = 0
-    for file, answer in zip(files, answers, strict=True):
+    for item, answer in zip(items, answers, strict=True):
         failed += "error" in answer
-        click.echo(json.dumps({"file": str(file), **answer}))
+        click.echo(json.dumps({**item.facts(), **answer}))
     return failed
 
 
-def _print_table(files: Iterable[Path], answers: Iterable[Answer]) -> int:
+def _print_table(items: Iterable[Item], answers: Iterable[Answer]) -> int:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
 
-    answers = list(answers)
+    answers, stopped = _collected(answers)
     told = [name for name in ("probability", "severity") if any(name in answer for answer in answers)]
     whole_names = Column("file", overflow="fold")
     table = Table(whole_names, "score", "p-value", "cutoff", *told, "decision", box=None, pad_edge=False)
     failed, untold = 0, [""] * len(told)
     notes: dict[str, None] = {}
-    for file, answer in zip(files, answers, strict=True):
+    for item, answer in zip(items, answers, strict=stopped is None):
         if fault := answer.get("error"):
             failed += 1
-            table.add_row(escape(str(file)), "", "", "", *untold, f"[red]{fault['code']}[/] {escape(_sentence(fault))}")
+            table.add_row(
+                escape(item.label), "", "", "", *untold, f"[red]{fault['code']}[/] {escape(_sentence(fault))}"
+            )
             continue
         numbers = [f"{answer[key]:.4g}" for key in ("score", "p_value", "cutoff")]
         numbers += [f"{answer[key]:.4g}" if key in answer else "" for key in told]
-        table.add_row(escape(str(file)), *numbers, "[bold]anomalous[/]" if answer["anomalous"] else "normal")
+        table.add_row(escape(item.label), *numbers, "[bold]anomalous[/]" if answer["anomalous"] else "normal")
         for region in answer.get("regions", ()):
             figures = [f"{region[key]:.4g}" for key in ("score", "p_value")]
             decision = "[bold]anomalous[/]" if region["anomalous"] else "normal"
@@ -124,7 +172,22 @@ def _print_table(files: Iterable[Path], answers: Iterable[Answer]) -> int:
     console.print(table)
     for note in notes:
         console.print(f"Warning: {escape(note)}")
+    if stopped is not None:
+        raise stopped
     return failed
+
+
+def _collected(answers: Iterable[Answer]) -> tuple[list[Answer], BaseException | None]:
+    """Return what is answered, all of it or until the user, or a fault, puts an end to it."""
+    collected: list[Answer] = []
+    try:
+        for answer in answers:
+            collected.append(answer)
+    except (KeyboardInterrupt, Exception) as end:
+        if not collected:
+            raise
+        return collected, end
+    return collected, None
 
 
 def _sentence(fault: dict[str, Any]) -> str:

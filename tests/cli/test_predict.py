@@ -6,15 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from medad_serve.cli.items import Item
 from medad_serve.cli.predict import _print_table
 
 ANSWER = {"score": 1.0, "p_value": 0.5, "cutoff": 2.0, "anomalous": False}
 FAULT = {"error": {"code": 400, "message": "no image"}}
 
 
+def item(name: str) -> Item:
+    return Item(Path(name), (Path(name),))
+
+
 @pytest.mark.parametrize("name", ["probability", "severity"])
 def test_the_table_tells_what_else_the_model_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _print_table([Path("a"), Path("b")], [{**ANSWER, name: 0.25}, FAULT]) == 1
+    assert _print_table([item("a"), item("b")], [{**ANSWER, name: 0.25}, FAULT]) == 1
     head, answered, failed = capsys.readouterr().out.splitlines()
     assert head.split() == ["file", "score", "p-value", "cutoff", name, "decision"]
     assert answered.split() == ["a", "1", "0.5", "2", "0.25", "normal"]
@@ -23,7 +28,7 @@ def test_the_table_tells_what_else_the_model_says(name: str, capsys: pytest.Capt
 
 def test_the_table_is_as_wide_as_the_answers(capsys: pytest.CaptureFixture[str]) -> None:
     region = {"region": "L1", "score": 1.5, "p_value": 0.25, "anomalous": False}
-    assert _print_table([Path("a")], [{**ANSWER, "regions": [region]}]) == 0
+    assert _print_table([item("a")], [{**ANSWER, "regions": [region]}]) == 0
     head, answered, cut = (line.split() for line in capsys.readouterr().out.splitlines())
     assert head == ["file", "score", "p-value", "cutoff", "decision"]
     assert answered == ["a", "1", "0.5", "2", "normal"]

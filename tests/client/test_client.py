@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from medad_serve.cli.predict import predict
-from medad_serve.client import Client, find_key_file
+from medad_serve.client import Client, Retries, find_key_file
 from medad_serve.errors import MedadError
 from medad_serve.export.archive import archive
 from medad_serve.server import Ports, Server
@@ -150,7 +150,7 @@ def test_a_file_that_is_not_there_is_an_items_error() -> None:
 def test_no_server_is_one_line() -> None:
     port = Ports.free().inference
     with pytest.raises(MedadError, match=rf"no server answers at http://127\.0\.0\.1:{port}") as caught:
-        Client(f"http://127.0.0.1:{port}", token="t").predict(b"x", "tiny")
+        Client(f"http://127.0.0.1:{port}", token="t", retries=Retries(first_contact_s=0.1)).predict(b"x", "tiny")
     assert "\n" not in str(caught.value)
 
 

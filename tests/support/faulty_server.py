@@ -1,0 +1,121 @@
+"""A stand-in for TorchServe that fails by a script, then answers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+ANSWER = {"model": "stand-in", "score": 1.0, "p_value": 0.5, "cutoff": 2.0, "anomalous": False}
+DIED = {"code": 500, "type": "InternalServerException", "message": "Worker died."}
+"""What TorchServe answers the requests of a batch whose worker ends."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one request: an answer of some status, silence, or a connection that ends."""
+
+    status: int = 503
+    body: dict[str, Any] = field(default_factory=lambda: {"code": 503, "message": "busy"})
+    headers: dict[str, str] = field(default_factory=dict)
+    drops: bool = False
+    """The connection ends before any answer."""
+    cut: bool = False
+    """The connection ends within the answer."""
+    delay_s: float = 0
+
+
+DROP = Fault(drops=True)
+CUT = Fault(status=200, body=ANSWER, cut=True)
+BUSY = Fault()
+DEATH = Fault(status=500, body=DIED)
+
+
+class FaultyServer(ThreadingHTTPServer):
+    """Meets each request with the next fault of ``script``, and answers once there are none left."""
+
+    daemon_threads = True
+
+    def __init__(self, script: Sequence[Fault], port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.script = list(script)
+        self.met: list[float] = []
+        """When each request came, seconds."""
+        self.bodies: list[bytes] = []
+        """Of the requests that were answered."""
+        self.lock = threading.Lock()
+        self.connections: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def server_close(self) -> None:
+        """End the connections, too, as a process that ends does."""
+        super().server_close()
+        for connection in self.connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultyServer
+
+    def do_POST(self) -> None:
+        body = self._body()
+        with self.server.lock:
+            self.server.met.append(time.monotonic())
+            fault = self.server.script.pop(0) if self.server.script else None
+        if fault is None:
+            with self.server.lock:
+                self.server.bodies.append(body)
+            fault = Fault(status=200, body=ANSWER)
+        time.sleep(fault.delay_s)
+        if fault.drops:
+            self.close_connection = True
+            return
+        said = json.dumps(fault.body).encode()
+        self.send_response(fault.status)
+        for name, value in {"Content-Length": str(len(said)), **fault.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(said[: len(said) // 2] if fault.cut else said)
+        self.close_connection = fault.cut
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def log_message(self, *_: object) -> None:
+        """Stay silent."""
+
+
+@contextmanager
+def faulty_server(*script: Fault, port: int = 0) -> Iterator[FaultyServer]:
+    """Run a stand-in in a thread of this process."""
+    server = FaultyServer(script, port)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
