@@ -238,3 +238,22 @@ def test_foreign_patches_come_from_another_image() -> None:
     assert torch.equal(made, torch.where(mask > 0, x[patches.donor], x))
     own = draw_patches((64, 64), FaultSettings(patch_width_range=(20, 40)), _draws(6, 0))
     assert own.donor.tolist() == list(range(6))
+
+
+def test_a_feathered_patch_fades_in_from_its_rim_to_the_share_that_was_drawn() -> None:
+    settings = _settings(patch_shapes=("ellipse",), patch_count=(1, 1), feather=1.0, values=(-9.0, 9.0), contrast=0.1)
+    sharp = settings.model_copy(update={"feather": 0.0})
+    patches, x = _patches(20, settings), torch.zeros(20, 1, *SIZE)
+    made, mask = cut_paste(x, x, patches, torch.ones(20), settings)
+    whole, same = cut_paste(x, x, patches._replace(feather=torch.zeros(20)), torch.ones(20), sharp)
+    assert torch.equal(mask, same)
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
+    for i in range(20):
+        height, width = float(patches.height[i]), float(patches.width[i])
+        down = (rows - float(patches.top[i, 0]) - height / 2) / (height / 2)
+        across = (columns - float(patches.left[i, 0]) - width / 2) / (width / 2)
+        expected = np.clip((1 - np.hypot(down, across)) / float(patches.feather[i]), 0, 1)
+        off_centre = (np.abs(down * height / 2) > 0.5) | (np.abs(across * width / 2) > 0.5)
+        share = (made[i, 0] / (0.1 * 18 * patches.sign[i])).numpy()
+        assert np.abs(share - expected)[off_centre].max() < 1e-5
+    assert whole.abs().sum() > made.abs().sum()

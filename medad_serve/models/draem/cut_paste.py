@@ -47,6 +47,8 @@ class Patches(NamedTuple):
     """``(N,)``: -1 darkens, 1 brightens."""
     donor: Tensor
     """``(N,)``: which image of the batch is cut from."""
+    feather: Tensor
+    """``(N,)``: share of the way from the rim to the middle over which the patches fade in."""
 
     def of(self, chosen: Tensor, device: torch.device) -> Patches:
         """Return those of some images, on a device."""
@@ -99,6 +101,7 @@ def draw_patches(size: tuple[int, int], settings: FaultSettings, draws: Draws) -
         harmonics=_harmonics(draws),
         sign=1 - 2 * draws.chance(settings.darker).float(),
         donor=_donors(settings.foreign, draws),
+        feather=draws.between(0, settings.feather) if settings.feather else torch.zeros(draws.count),
     )
 
 
@@ -134,8 +137,11 @@ def _harmonics(draws: Draws) -> Tensor:
     return torch.stack((amplitude, draws.between(0, 2 * math.pi, len(orders))), dim=1)
 
 
-def _outline(patches: Patches, index: int, size: tuple[int, int]) -> Tensor:
-    """Return the pixels ``(M, 1, H, W)`` bool of the ``index``-th patch of every image, never none."""
+def _outline(patches: Patches, index: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return the pixels ``(M, 1, H, W)`` bool of the ``index``-th patch of every image, never none, and their weight.
+
+    The weight, 0..1, rises from the rim inwards as the patch fades in; in the middle it is 1.
+    """
     device = patches.height.device
     tall, wide = patches.height[:, None, None], patches.width[:, None, None]
     row = torch.arange(size[0], device=device)[:, None] + 0.5 - patches.top[:, index, None, None] - tall / 2
@@ -151,7 +157,9 @@ def _outline(patches: Patches, index: int, size: tuple[int, int]) -> Tensor:
     if irregular.any():
         limit[irregular] = _wobbled(torch.atan2(down[irregular], across[irregular]), patches.harmonics[irregular])
     middle = (row.abs() <= 0.5) & (column.abs() <= 0.5)
-    return ((radius <= limit) | middle)[:, None]
+    feather = patches.feather[:, None, None].clamp(min=1e-6)
+    weight = torch.where(middle, 1.0, ((1 - radius / limit) / feather).clamp(0, 1))
+    return ((radius <= limit) | middle)[:, None], torch.where(feather > 1e-6, weight, 1.0)[:, None]
 
 
 def _wobbled(angle: Tensor, harmonics: Tensor) -> Tensor:
@@ -184,15 +192,17 @@ def cut_paste(
     it departs from what was there in proportion, up to a whole pasted patch of another brightness.
     """
     height, width = x.shape[2:]
-    pasted, mask = x, torch.zeros_like(x[:, :1], dtype=torch.bool)
+    pasted, mask, faded = x, torch.zeros_like(x[:, :1], dtype=torch.bool), torch.zeros_like(x[:, :1])
     for index in range(patches.top.shape[1]):
         exists = (patches.made > index)[:, None, None, None]
-        inside = _outline(patches, index, (height, width)) & exists
+        inside, weight = _outline(patches, index, (height, width))
+        inside &= exists
+        faded = torch.where(inside, torch.maximum(faded, weight), faded)
         pasted = torch.where(inside, _shifted(donors, patches, index), pasted)
         mask |= inside
     low, high = settings.values
     shift = patches.sign * settings.contrast * (high - low)
-    weight = soft_rim(mask.to(x.dtype), settings.softness) * strength[:, None, None, None]
+    weight = soft_rim(mask.to(x.dtype), settings.softness) * faded * strength[:, None, None, None]
     return (x + weight * (pasted - x + shift[:, None, None, None])).clamp(low, high), mask.to(x.dtype)
 
 

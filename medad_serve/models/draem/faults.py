@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from medad_serve.models.draem.cracks import crack, draw_cracks
 from medad_serve.models.draem.cut_paste import check_patches, cut_paste, draw_patches
 from medad_serve.models.draem.draws import Draws
 from medad_serve.models.draem.perlin import draw_regions, perlin
@@ -47,14 +48,20 @@ class FaultGenerator:
         strength = draws.between(settings.weakest, 1.0)
         by_patch = draws.chance({"cut_paste": 1.0, "perlin": 0.0, "mixed": 0.5}[settings.kind])
         image, mask = x.clone(), torch.zeros_like(x[:, :1])
+        cracked = torch.zeros_like(chosen)
+        if settings.cracks:
+            lines, cracked = draw_cracks(settings, draws), chosen & draws.chance(settings.cracks)
+            if cracked.any():
+                at, found_lines = cracked.to(x.device), lines.of(cracked, x.device)
+                image[at], mask[at] = crack(x[at], found_lines, strength[cracked].to(x), settings)
         if settings.kind != "perlin":
-            patches, which = draw_patches(self.size, settings, draws), chosen & by_patch
+            patches, which = draw_patches(self.size, settings, draws), chosen & by_patch & ~cracked
             if which.any():
                 at, chosen_patches = which.to(x.device), patches.of(which, x.device)
                 donors = x[chosen_patches.donor]
                 image[at], mask[at] = cut_paste(x[at], donors, chosen_patches, strength[which].to(x), settings)
         if settings.kind != "cut_paste":
-            regions, which = draw_regions(draws), chosen & ~by_patch
+            regions, which = draw_regions(draws), chosen & ~by_patch & ~cracked
             if which.any():
                 at, found = which.to(x.device), regions.of(which, x.device)
                 image[at], mask[at] = perlin(x[at], x[found.donor], found, strength[which].to(x), settings)

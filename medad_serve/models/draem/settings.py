@@ -77,15 +77,32 @@ class FaultSettings(Frozen):
     """Share of images whose patches lose brightness rather than gain it."""
     softness: int = Field(1, ge=0)
     """Pixels over which a patch blends in at its rim; 0 cuts it sharply."""
+    feather: float = Field(0.0, ge=0, le=1)
+    """Largest share of the way from a patch's rim to its middle over which it fades in; drawn from 0 to this."""
+    cracks: float = Field(0.0, ge=0, le=1)
+    """Share of faulted images that get cracks in place of what ``kind`` says: thin lines, 1 to 3 an image."""
+    crack_width_range: Range = (1.0, 6.0)
+    """Pixels; as many are from 1 to 2 wide as from 2 to 4."""
+    crack_length_range: Range = (0.05, 0.6)
+    """As shares of the longer side."""
+    crack_contrast: float = Field(0.5, ge=0)
+    """What the highest severity takes from or adds to a crack's brightness, as a share of the value range."""
     values: Range = (0.0, 1.0)
     """Prepared values of black and white, which no fault leaves."""
 
-    @field_validator("patch_width_range")
+    @field_validator("patch_width_range", "crack_width_range")
     @classmethod
     def _widths_rise(cls, widths: Range) -> Range:
         if not 1 <= widths[0] <= widths[1]:
             raise ValueError("must be two rising numbers of pixels from 1")
         return widths
+
+    @field_validator("crack_length_range")
+    @classmethod
+    def _lengths_rise(cls, lengths: Range) -> Range:
+        if not 0 < lengths[0] <= lengths[1]:
+            raise ValueError("must be two rising numbers above 0")
+        return lengths
 
     @field_validator("patch_count")
     @classmethod
