@@ -21,6 +21,7 @@ from medad_serve.export.torchscript import export_torchscript
 from medad_serve.files import whole_directory
 from medad_serve.models import AnomalyModel, count_parameters
 from medad_serve.models.base import Shape
+from medad_serve.prep import Statistics, input_range, measure
 from medad_serve.runtime import FloatArray, Runtime, Selection, batches, open_runtime
 from medad_serve.spec import PRECISION, Calibration, InputSpec, Manifest, OutputSpec, Parity, PrepSpec
 
@@ -89,12 +90,14 @@ def score_parts(bundle: Bundle, runtime_of: Callable[[AnomalyModel], Runtime]) -
     """Calibrate on the scores that each part's own model gives, through the runtime that will serve."""
     scores: list[NDArray[np.float64]] = []
     scales: dict[int, list[float]] = {0: [], 1: []}
+    looks: list[Statistics] = []
     for part in bundle.parts:
         found = []
         for rows, outputs in batches(runtime_of(part.model), part.tensor, ["score", "heatmap"]):
             found.append(outputs["score"].astype(np.float64))
             for label, heatmap in zip(part.labels[rows], outputs["heatmap"], strict=True):
                 scales[int(label)].append(float(np.quantile(heatmap, HEATMAP_QUANTILE)))
+            looks.append(measure(part.tensor[rows][part.labels[rows] == 0], bundle.prep))
         scores.append(np.concatenate(found))
     if not all(np.isfinite(s).all() for s in scores):
         raise MedadError("the model gives scores that are not finite", "Train again with a lower learning rate")
@@ -111,6 +114,7 @@ def score_parts(bundle: Bundle, runtime_of: Callable[[AnomalyModel], Runtime]) -
         aggregation=bundle.aggregation,
         default_policy=bundle.policy,
         heatmap_scale=full_color(scales[0], scales[1]),
+        inputs=input_range(looks),
     )
 
 

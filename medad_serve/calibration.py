@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medad_serve.errors import MedadError
-from medad_serve.spec import Calibration, Cutoff, Interval, LevelCalibration
+from medad_serve.spec import Calibration, Cutoff, InputRange, Interval, LevelCalibration
 
 Scores = NDArray[np.float64]
 
@@ -207,6 +207,7 @@ def calibrate(
     default_policy: str = DEFAULT_POLICY,
     policies: Sequence[str] = DEFAULT_POLICIES,
     heatmap_scale: float,
+    inputs: InputRange | None = None,
     seed: int = 0,
 ) -> Calibration:
     """Make every cutoff that the held-out scores allow, at slice and at patient level.
@@ -226,6 +227,7 @@ def calibrate(
             "heatmap_scale": heatmap_scale,
             "item": _calibrate_level(held_out, wanted, seed),
             "patient": _calibrate_level(held_out.by_patient(aggregation), wanted, seed),
+            "inputs": inputs,
         }
     )
     for level in (made.item, made.patient):

@@ -19,7 +19,7 @@ from medad_serve.calibration import Decider, Decision, parse_aggregation
 from medad_serve.errors import InputError
 from medad_serve.io import Lut, Pixels, decode
 from medad_serve.overlay import encode_png, overlay
-from medad_serve.prep import Prepared, Shown, check_input, display, prepare, window_of
+from medad_serve.prep import Prepared, Shown, check_input, display, prepare, unfamiliar, window_of
 from medad_serve.runtime import Outputs, open_runtime, run_batched
 from medad_serve.spec import Calibration, Frozen, Manifest, Window
 
@@ -224,6 +224,7 @@ class Predictor:
     def _warnings(self, pixels: Pixels, prepared: Prepared) -> tuple[str, ...]:
         fewest, most = self.calibration.items_per_patient
         warnings = [*pixels.facts.notes, *prepared.notes]
+        warnings += unfamiliar(prepared.tensor, self.manifest.prep, self.calibration.inputs)
         items = len(prepared.tensor)
         if (items > 1 or prepared.regions) and not fewest <= items <= most:
             unit = self.manifest.prep.unit + "s" * (items > 1)

@@ -44,6 +44,10 @@ class InputSpec(Frozen):
     body_parts: tuple[str, ...] = ()
     min_size: int = 16
     """Smallest side of a source image in pixels."""
+    bits: tuple[int, int] | None = None
+    """Fewest and most bits of a stored value, of files that state them."""
+    spacing_mm: tuple[float, float] | None = None
+    """Smallest and largest distance between pixels, of files that state it."""
     size: tuple[int, ...] | None = None
     """(D, H, W) or (H, W) that every source must have, e.g. of volumes cropped beforehand."""
     values: tuple[float, float] | None = None
@@ -176,6 +180,17 @@ class LevelCalibration(Frozen):
     cutoffs: tuple[Cutoff, ...]
 
 
+class InputRange(Frozen):
+    """What the prepared inputs of a calibration look like: see :mod:`medad_serve.prep.familiar`."""
+
+    n: int
+    """Healthy items that it was measured on."""
+    layout: tuple[float, ...]
+    """Their mean coarse picture, rows after rows, of mean 0 and length 1."""
+    ranges: dict[str, tuple[float, float]]
+    """By statistic: what lies outside is far outside."""
+
+
 class Calibration(Frozen):
     """Decisions of one runtime at one precision, made once, over the exported file."""
 
@@ -192,6 +207,8 @@ class Calibration(Frozen):
     item: LevelCalibration
     """Of one slice or volume."""
     patient: LevelCalibration
+    inputs: InputRange | None = None
+    """None of artifacts that were exported before it was measured."""
 
 
 class Parity(Frozen):

@@ -179,7 +179,13 @@ class VariationalAutoencoder(Autoencoder):
         }
 
 
-HEAD_CT_INPUT = InputSpec(modalities=("CT",), body_parts=("HEAD", "BRAIN", "SKULL", "HEADNECK"), min_size=32)
+HEAD_CT_INPUT = InputSpec(
+    modalities=("CT",),
+    body_parts=("HEAD", "BRAIN", "SKULL", "HEADNECK"),
+    min_size=32,
+    bits=(10, 32),  # CT stores 12 to 16 bits; 8 are a picture of it, without HU
+    spacing_mm=(0.15, 4.0),  # from the smallest field of view to a head on 64 pixels
+)
 HEAD_CT_PREP = PrepSpec(window=Window(center=40, width=80), size=(64, 64))
 
 

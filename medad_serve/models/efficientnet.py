@@ -112,7 +112,13 @@ class EfficientnetClassifier(AnomalyModel):
     settings=EfficientnetSettings,
     phantom="chest",
     prep=PrepSpec(window="file", size=(224, 224), fit="cover", standardize=GRAY),
-    input=InputSpec(modalities=("CR", "DX"), plain_images=True, body_parts=("CHEST", "THORAX", "LUNG")),
+    input=InputSpec(
+        modalities=("CR", "DX"),
+        plain_images=True,
+        body_parts=("CHEST", "THORAX", "LUNG"),
+        bits=(8, 16),
+        spacing_mm=(0.05, 10.0),  # finer are dental films
+    ),
     train={
         "optimizer": "adamw",
         "learning_rate": 1e-4,

@@ -242,7 +242,8 @@ def _shares(chosen: Sequence[Score]) -> Tensor:
     phantom="oct",
     # A training image takes 0.25 s of one core at this size (its forward and backward pass), four times that at 256.
     prep=PrepSpec(size=(128, 128)),
-    input=InputSpec(min_size=32),
+    # OPT is ophthalmic tomography; its pixels lie micrometres apart in depth, some hundredths of a mm across
+    input=InputSpec(modalities=("OPT",), plain_images=True, min_size=32, bits=(8, 16), spacing_mm=(0.001, 0.1)),
     train={"learning_rate": 1e-4, "patience": 10, "min_delta": 1e-4},  # the source's
     quick=(
         "prep.size=[64,64]",

@@ -230,7 +230,10 @@ CROP_FIRST = (
     " with its label mask"
 )
 VERTEBRA_SIZE = (128, 128, 128)
-VERTEBRA_INPUT = InputSpec(size=VERTEBRA_SIZE, values=(0.0, 1.0), hint=CROP_FIRST)
+# no body parts: vertebrae lie in scans of the neck, the trunk and the pelvis, and a label mask says which are there
+VERTEBRA_INPUT = InputSpec(
+    modalities=("CT",), plain_images=True, size=VERTEBRA_SIZE, values=(0.0, 1.0), hint=CROP_FIRST
+)
 VERTEBRA_PREP = PrepSpec(
     window=Window(center=0.5, width=1, function="LINEAR_EXACT"),  # crops are on 0..1 already
     size=VERTEBRA_SIZE,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from medad_serve.errors import InputError
 from medad_serve.io import Pixels
 from medad_serve.spec import InputSpec, PrepSpec
@@ -17,6 +19,9 @@ def check_input(pixels: Pixels, spec: InputSpec, prep: PrepSpec) -> None:
     facts = pixels.facts
     if pixels.is_color:
         raise InputError(422, "the image is in colour", "Send a grayscale image")
+    if facts.localizer:
+        fault = "by (0008,0008) Image Type this is a localiser (scout view)"
+        raise InputError(422, fault, "Send the images that were planned on it")
     stated = facts.modality or not spec.plain_images
     if spec.modalities and stated and facts.modality not in spec.modalities:
         found = f"modality {facts.modality}" if facts.modality else f"file without a modality ({pixels.kind})"
@@ -28,11 +33,32 @@ def check_input(pixels: Pixels, spec: InputSpec, prep: PrepSpec) -> None:
             "(0018,0015) Body Part Examined is not one that the model was made for",
             f"Send one of {', '.join(spec.body_parts)}",
         )
+    _check_acquisition(pixels, spec)
     _check_size(pixels, spec, prep)
     if spec.values and not by_region(pixels, prep):
         low, high = spec.values
         if (pixels.array < low).any() or (pixels.array > high).any():
             raise InputError(422, f"the values lie outside {low:g} to {high:g}, which the model reads", spec.hint)
+
+
+def _check_acquisition(pixels: Pixels, spec: InputSpec) -> None:
+    """Refuse other bit depths and pixel distances than the model's, where the file states its own."""
+    if spec.bits and pixels.facts.bits is not None and not spec.bits[0] <= pixels.facts.bits <= spec.bits[1]:
+        fault = f"the image holds {pixels.facts.bits}-bit values, the model reads {spec.bits[0]} to {spec.bits[1]} bits"
+        raise InputError(422, fault, "Send the image as it was acquired, not a picture of it")
+    if spec.spacing_mm and pixels.spacing_mm:
+        low, high = spec.spacing_mm
+        if not low <= min(pixels.spacing_mm) <= max(pixels.spacing_mm) <= high:
+            found = "x".join(f"{distance:.3g}" for distance in pixels.spacing_mm)
+            fault = f"pixels lie {found} mm apart, the model reads {low:g} to {high:g} mm"
+            raise InputError(422, fault, "Send the image as it was acquired, neither magnified nor reduced")
+
+
+def check_tensor(shape: Sequence[int], expected: Sequence[int]) -> None:
+    """Refuse, with 422, a prepared tensor whose ``shape`` is not (N, C, *S), ``expected`` being (C, *S)."""
+    if len(shape) != len(expected) + 1 or tuple(shape[1:]) != tuple(expected) or shape[0] < 1:
+        found, wanted = ("x".join(map(str, each)) for each in (shape, expected))
+        raise InputError(422, f"the tensor is {found}, the model reads Nx{wanted}", "Prepare it to that shape")
 
 
 def _check_size(pixels: Pixels, spec: InputSpec, prep: PrepSpec) -> None:
