@@ -52,6 +52,7 @@ def settings_of(store: Path, ports: Ports, tls: Tls | None = None) -> dict[str, 
             settings[f"{kind}_address"] = f"{scheme}://{host}:{chosen or port_of(address)}"
     for kind in KINDS[:2]:
         settings.setdefault(f"grpc_{kind}_port", "0")  # a free one; its fixed default would collide
+    settings.setdefault("metrics_config", str(files("medad_serve").joinpath("metrics.yaml")))
     if tls:
         settings |= {"certificate_file": str(tls.certificate), "private_key_file": str(tls.key)}
     return settings
