@@ -1,15 +1,15 @@
-"""Bytes in, decisions out: the one line that handler, command line and benchmark call."""
+"""Files in, decisions out: the one line that handler, command line and benchmark call."""
 
 from __future__ import annotations
 
 import base64
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,92 +17,52 @@ from numpy.typing import NDArray
 from medad_serve.artifact import load_manifest
 from medad_serve.calibration import Decider, Decision, parse_aggregation
 from medad_serve.errors import InputError
-from medad_serve.io import Lut, Pixels, decode
+from medad_serve.io import DEFAULT_LIMITS, Lut, Pixels
+from medad_serve.io.guarded import decoded
 from medad_serve.overlay import encode_png, overlay
-from medad_serve.prep import Prepared, Shown, check_input, display, prepare, unfamiliar, window_of
-from medad_serve.runtime import Outputs, open_runtime, run_batched
-from medad_serve.spec import Calibration, Frozen, Manifest, Window
+from medad_serve.prep import (
+    Prepared,
+    Shown,
+    check_input,
+    check_tensor,
+    display,
+    prepare,
+    unfamiliar,
+    window_of,
+)
+from medad_serve.prep.geometry import Plane, Volume
+from medad_serve.result import Heatmap, HeatmapFormat, InputFacts, ItemResult, Options, Result
+from medad_serve.runtime import FloatArray, Outputs, batches, joined, may_mix, mixed_batches, open_runtime
+from medad_serve.spec import Calibration, Manifest, Window
 
+__all__ = ["Decoder", "HeatmapFormat", "ItemResult", "Options", "Predictor", "Result", "Source"]
+
+Source = bytes | Path | tuple[bytes, ...] | NDArray[np.float32]
+"""One file; the files of one series; or a prepared tensor ``(N, C, *S)`` as the graph takes it."""
 DETAILS = ("probability", "severity")
 """Outputs beside the score that an answer tells, where the model has them."""
-HeatmapFormat = Literal["none", "png", "npy"]
+HELD_BYTES = 256 * 2**20
+"""Of tensors and pixels that wait for their answers together: more are answered in between."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What one item asks for beyond its score."""
+class Decoder(Protocol):
+    """Decodes the sources of a batch in order, one when it is asked for the next."""
 
-    heatmap: HeatmapFormat = "none"
-    policy: str | None = None
-
-
-class ItemResult(Frozen):
-    """One slice of a series (in anatomical order where positions are known), or one labelled region of a scan."""
-
-    index: int
-    region: str | None = None
-    """Name of the region, e.g. ``L3``."""
-    score: float
-    p_value: float
-    anomalous: bool
-    probability: float | None = None
-    severity: float | None = None
+    def __call__(self, sources: Sequence[bytes | Path | tuple[bytes, ...]]) -> Iterable[Pixels | InputError]:
+        """Yield pixels, or why there are none, for each source."""
+        ...
 
 
-class Heatmap(Frozen):
-    """``png``: overlay on the windowed source; ``npy``: float32 map, (H, W) or (D, H, W). Of the highest score."""
-
-    format: HeatmapFormat
-    frame: int
-    """Index of the slice that is shown."""
-    data: str
-    """base64."""
-
-
-class InputFacts(Frozen):
-    """What was understood of the input."""
-
-    kind: str
-    modality: str
-    rows: int
-    columns: int
-    frames: int
-    window: Window | None
-    voi_lut: bool | None = None
-    """True where the file was shown by its own VOI LUT, in place of a window."""
-
-
-class Result(Frozen):
-    """The answer for one item."""
-
-    model: str
-    version: str
-    level: Literal["slice", "volume", "patient"]
-    score: float
-    p_value: float
-    cutoff: float
-    policy: str
-    anomalous: bool
-    probability: float | None = None
-    """Of being abnormal, of the item with the highest score; where the model has one."""
-    severity: float | None = None
-    """Of the fault, of the item with the highest score, on the model's own scale; where it has one."""
-    slices: tuple[ItemResult, ...] | None = None
-    regions: tuple[ItemResult, ...] | None = None
-    heatmap: Heatmap | None = None
-    input: InputFacts
-    warnings: tuple[str, ...] = ()
-    timing_ms: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON data, leaving out what the model does not have."""
-        return self.model_dump(mode="json", exclude_none=True)
+def decode_here(sources: Sequence[bytes | Path | tuple[bytes, ...]]) -> Iterator[Pixels | InputError]:
+    """Decode in this process, bound by the limits on sizes alone."""
+    return map(decoded, sources)
 
 
 @dataclass
 class _Item:
     """One item on its way through the line; its pixels are kept only where an overlay will be drawn on them."""
 
+    index: int
     facts: InputFacts
     warnings: tuple[str, ...]
     pixels: Pixels | None
@@ -110,64 +70,152 @@ class _Item:
     options: Options
     timing: dict[str, float]
 
+    @property
+    def held_bytes(self) -> int:
+        return self.prepared.tensor.nbytes + (0 if self.pixels is None else self.pixels.array.nbytes)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the graph says of one item: of each slice, volume or region, and the heatmap of the highest score."""
+
+    outputs: Outputs
+    heatmap: FloatArray | None = None
+
 
 class Predictor:
-    """A verified artifact with its runtime open; thread-safe where the runtime is (onnxruntime, torch)."""
+    """A verified artifact with its runtime open; thread-safe where runtime (onnxruntime, torch) and decoder are."""
 
-    def __init__(self, directory: Path, *, runtime: str, threads: int, device: str) -> None:
+    def __init__(
+        self, directory: Path, *, runtime: str, threads: int, device: str, decoder: Decoder | None = None
+    ) -> None:
         self.manifest: Manifest = load_manifest(directory)
         self.calibration: Calibration = self.manifest.calibration_of(runtime, directory)
         names = [o.name for o in self.manifest.outputs]
         self.runtime = open_runtime(directory, runtime, names, threads=threads, device=device)
+        self.decoder: Decoder = decoder or decode_here
         self.details = [name for name in DETAILS if name in names]
         self.aggregate = parse_aggregation(self.calibration.aggregation)
         self.item_level = Decider(self.calibration.item)
         self.patient_level = Decider(self.calibration.patient)
+        self._may_mix: bool | None = None
 
     @classmethod
-    def load(cls, artifact: Path, *, runtime: str = "onnx", threads: int = 0, device: str = "cpu") -> Predictor:
-        """Open an artifact directory; raises MedadError naming what is missing or altered."""
-        return cls(artifact, runtime=runtime, threads=threads, device=device)
+    def load(
+        cls,
+        artifact: Path,
+        *,
+        runtime: str = "onnx",
+        threads: int = 0,
+        device: str = "cpu",
+        decoder: Decoder | None = None,
+    ) -> Predictor:
+        """Open an artifact directory; ``decoder`` None decodes in this process.
 
-    def predict(
-        self, items: Sequence[bytes | Path], options: Sequence[Options] | None = None
-    ) -> list[Result | InputError]:
-        """Answer every item in order; an item that cannot be used gets its InputError, the others their result."""
-        wanted = options or [Options()] * len(items)
-        read = [self._read(item, option) for item, option in zip(items, wanted, strict=True)]
-        good = [item for item in read if isinstance(item, _Item)]
-        answers = iter(self._answer_all(good))
-        return [next(answers) if isinstance(item, _Item) else item for item in read]
+        Raises MedadError naming what is missing or altered.
+        """
+        return cls(artifact, runtime=runtime, threads=threads, device=device, decoder=decoder)
 
-    def _read(self, source: bytes | Path, options: Options) -> _Item | InputError:
-        try:
-            if options.policy is not None:
-                self._check_policy(options.policy)
+    @property
+    def mixes(self) -> bool:
+        """Whether items of several sources share calls of the graph, tried at first use: see :func:`may_mix`."""
+        if self._may_mix is None:
+            names = ["score", *self.details]
+            self._may_mix = may_mix(self.runtime, self.manifest.input_shape, self.manifest.prep.values, names)
+        return self._may_mix
+
+    def predict(self, items: Sequence[Source], options: Sequence[Options] | None = None) -> list[Result | InputError]:
+        """Answer every item in order; an item that cannot be used gets its InputError, the others their result.
+
+        An item's answer does not depend on its neighbours, to the last bit; of several large ones no more than
+        ``HELD_BYTES`` and one are held at a time.
+        """
+        answers: dict[int, Result | InputError] = {}
+        waiting: list[_Item] = []
+        for index, item in self._read_all(items, options or [Options()] * len(items)):
+            if isinstance(item, InputError):
+                answers[index] = item
+                continue
+            waiting.append(item)
+            if sum(each.held_bytes for each in waiting) > HELD_BYTES:
+                answers |= self._answer_all(waiting)
+                waiting = []
+        answers |= self._answer_all(waiting)
+        return [answers[index] for index in range(len(items))]
+
+    def _read_all(
+        self, items: Sequence[Source], options: Sequence[Options]
+    ) -> Iterator[tuple[int, _Item | InputError]]:
+        """Yield items as they are read: prepared ones first, then files from the smallest on.
+
+        So a file that takes all of its time for decoding leaves its smaller neighbours theirs.
+        """
+        files: list[tuple[int, bytes | Path | tuple[bytes, ...]]] = []
+        for index, (item, option) in enumerate(zip(items, options, strict=True)):
+            try:
+                if option.policy is not None:
+                    self._check_policy(option.policy)
+                if isinstance(item, np.ndarray):
+                    yield index, self._take(index, item, option)
+                else:
+                    files.append((index, item))
+            except InputError as error:
+                yield index, error
+        files.sort(key=lambda file: _size(file[1]))
+        pixels = iter(self.decoder([source for _, source in files]))
+        for index, _ in files:
             start = time.perf_counter()
-            pixels = decode(source)
+            found = next(pixels)
+            ms = (time.perf_counter() - start) * 1e3
+            yield index, found if isinstance(found, InputError) else self._read(index, found, options[index], ms)
+
+    def _take(self, index: int, tensor: NDArray[np.float32], options: Options) -> _Item:
+        """Check a prepared tensor."""
+        check_tensor(tensor.shape, self.manifest.input_shape)
+        if not np.isfinite(tensor).all():
+            raise InputError(422, "the values are not all finite numbers", "Send a tensor without NaN")
+        self._check_room(len(tensor))
+        if options.heatmap == "png":
+            raise InputError(422, "a tensor has no source pixels to draw on", "Ask for the heatmap as npy")
+        size = tensor.shape[2:]
+        frames, rows, columns = (1, *size)[-3:]
+        where = Volume((frames, rows, columns)) if len(size) == 3 else Plane((rows, columns))
+        prepared = Prepared(np.ascontiguousarray(tensor, np.float32), (where,) * len(tensor))
+        return _Item(
+            index=index,
+            facts=InputFacts(
+                kind="tensor", modality="", rows=rows, columns=columns, frames=frames * len(tensor), window=None
+            ),
+            warnings=self._warnings((), prepared),
+            pixels=None,
+            prepared=prepared,
+            options=options,
+            timing={"decode": 0.0, "prepare": 0.0},
+        )
+
+    def _read(self, index: int, pixels: Pixels, options: Options, decode_ms: float) -> _Item | InputError:
+        start = time.perf_counter()
+        try:
             check_input(pixels, self.manifest.input, self.manifest.prep)
-            decoded = time.perf_counter()
+            if not self.manifest.prep.is_volume:
+                self._check_room(pixels.frames)
             prepared = prepare(pixels, self.manifest.prep)
-            done = time.perf_counter()
+            return _Item(
+                index=index,
+                facts=_facts(pixels, window_of(pixels, self.manifest.prep.window)),
+                warnings=self._warnings(pixels.facts.notes, prepared),
+                pixels=pixels if options.heatmap == "png" else None,
+                prepared=prepared,
+                options=options,
+                timing={"decode": decode_ms, "prepare": (time.perf_counter() - start) * 1e3},
+            )
         except InputError as error:
             return error
         except MemoryError:
             return InputError(413, "the image does not fit into memory", "Send fewer or smaller frames")
         except Exception as error:  # a fault of ours must not cost the neighbours their answers
-            return InputError(
-                500, f"internal fault while reading ({type(error).__name__})", "Report this file's format"
-            )
-        warnings = self._warnings(pixels, prepared)
-        if float(np.ptp(prepared.tensor)) == 0:
-            warnings += ("the image is blank within the window: its score says nothing",)
-        return _Item(
-            facts=_facts(pixels, window_of(pixels, self.manifest.prep.window)),
-            warnings=warnings,
-            pixels=pixels if options.heatmap == "png" else None,
-            prepared=prepared,
-            options=options,
-            timing={"decode": (decoded - start) * 1e3, "prepare": (done - decoded) * 1e3},
-        )
+            name = type(error).__name__
+            return InputError(500, f"internal fault while preparing ({name})", "Report this file's format")
 
     def _check_policy(self, policy: str) -> None:
         made = self.item_level.cutoffs.keys() & self.patient_level.cutoffs.keys()
@@ -176,30 +224,67 @@ class Predictor:
                 422, "the policy asked for was not calibrated", f"This model has: {', '.join(sorted(made))}"
             )
 
-    def _answer_all(self, items: list[_Item]) -> list[Result | InputError]:
-        if not items:
-            return []
-        names = ["score", *self.details] + ["heatmap"] * any(item.options.heatmap != "none" for item in items)
+    def _check_room(self, items: int) -> None:
+        """Refuse more items than may lie prepared in memory: small frames can be prepared to large ones."""
+        most = DEFAULT_LIMITS.max_values // int(np.prod(self.manifest.input_shape))
+        if items > most:
+            raise InputError(413, f"there are more than {most} {self.manifest.prep.unit}s", "Send fewer")
+
+    def _answer_all(self, items: list[_Item]) -> dict[int, Result | InputError]:
         start = time.perf_counter()
-        outputs = run_batched(self.runtime, np.concatenate([i.prepared.tensor for i in items]), names)
+        found = self._infer(items)
         infer = (time.perf_counter() - start) * 1e3
-        answers: list[Result | InputError] = []
-        row = 0
+        answers: dict[int, Result | InputError] = {}
         for item in items:
-            rows = slice(row, row + len(item.prepared.tensor))
-            row = rows.stop
             item.timing["infer"] = infer
-            answers.append(self._answer(item, {name: values[rows] for name, values in outputs.items()}))
+            answers[item.index] = self._answer(item, found[item.index])
         return answers
 
-    def _answer(self, item: _Item, outputs: Outputs) -> Result | InputError:
-        scores = outputs["score"].astype(np.float64)
+    def _infer(self, items: list[_Item]) -> dict[int, _Found]:
+        """Run the graph over items, together where that changes nothing; heatmaps for those alone who ask."""
+        mixes = sum(len(item.prepared.tensor) for item in items) > 1 and self.mixes
+        names = ["score", *self.details]
+        found: dict[int, _Found] = {}
+        shared: list[_Item] = []
+        for item in items:
+            if item.options.heatmap != "none":
+                found[item.index] = self._infer_with_heatmap(item.prepared.tensor, names, mixes)
+            elif mixes:
+                shared.append(item)
+            else:
+                # a series is always cut in the same way, and its rows come out as they do without neighbours
+                found[item.index] = _Found(joined([o for _, o in batches(self.runtime, item.prepared.tensor, names)]))
+        if shared:
+            tensor = np.concatenate([item.prepared.tensor for item in shared])
+            outputs = joined([found for _, found in mixed_batches(self.runtime, tensor, names)])
+            row = 0
+            for item in shared:
+                rows = slice(row, row + len(item.prepared.tensor))
+                row = rows.stop
+                found[item.index] = _Found({name: values[rows] for name, values in outputs.items()})
+        return found
+
+    def _infer_with_heatmap(self, tensor: FloatArray, names: list[str], mixes: bool) -> _Found:
+        """Keep the heatmap of the highest score alone: those of a series would fill the memory."""
+        cut = mixed_batches if mixes else batches
+        parts: list[Outputs] = []
+        heatmap, highest = None, -np.inf
+        for _, outputs in cut(self.runtime, tensor, [*names, "heatmap"]):
+            maps = outputs.pop("heatmap")
+            parts.append(outputs)
+            top = int(np.argmax(outputs["score"]))
+            if heatmap is None or outputs["score"][top] > highest:
+                heatmap, highest = maps[top, 0].copy(), outputs["score"][top]
+        return _Found(joined(parts), heatmap)
+
+    def _answer(self, item: _Item, found: _Found) -> Result | InputError:
+        scores = found.outputs["score"].astype(np.float64)
         if not np.isfinite(scores).all():
             return InputError(422, "the model's score is not finite", "Check that the pixel values are plausible")
         policy = item.options.policy or self.manifest.default_policy
         regions = item.prepared.regions
         each = [self.item_level.decide(float(s), policy) for s in scores]
-        details = {name: outputs[name].astype(np.float64) for name in self.details}
+        details = {name: found.outputs[name].astype(np.float64) for name in self.details}
         highest = int(np.argmax(scores))
         is_patient = len(scores) > 1 or bool(regions)
         whole = self.patient_level.decide(self.aggregate(scores), policy) if is_patient else each[0]
@@ -215,26 +300,26 @@ class Predictor:
             **{name: float(values[highest]) for name, values in details.items()},
             slices=_item_results(each, details) if is_patient and not regions else None,
             regions=_item_results(each, details, regions) if regions else None,
-            heatmap=self._heatmap(item, outputs, highest),
+            heatmap=None if found.heatmap is None else self._heatmap(item, found.heatmap, highest),
             input=item.facts,
             warnings=item.warnings,
             timing_ms={name: round(ms, 3) for name, ms in item.timing.items()},
         )
 
-    def _warnings(self, pixels: Pixels, prepared: Prepared) -> tuple[str, ...]:
+    def _warnings(self, notes: tuple[str, ...], prepared: Prepared) -> tuple[str, ...]:
         fewest, most = self.calibration.items_per_patient
-        warnings = [*pixels.facts.notes, *prepared.notes]
+        warnings = [*notes, *prepared.notes]
         warnings += unfamiliar(prepared.tensor, self.manifest.prep, self.calibration.inputs)
         items = len(prepared.tensor)
         if (items > 1 or prepared.regions) and not fewest <= items <= most:
             unit = self.manifest.prep.unit + "s" * (items > 1)
             warnings.append(f"{items} {unit}; the patient cutoff was calibrated on patients with {fewest} to {most}")
+        if float(np.ptp(prepared.tensor)) == 0:
+            warnings.append("the image is blank within the window: its score says nothing")
         return tuple(warnings)
 
-    def _heatmap(self, item: _Item, outputs: Outputs, highest: int) -> Heatmap | None:
-        if item.options.heatmap == "none":
-            return None
-        on_source = item.prepared.geometries[highest].to_source(outputs["heatmap"][highest, 0])
+    def _heatmap(self, item: _Item, heatmap: FloatArray, highest: int) -> Heatmap:
+        on_source = item.prepared.geometries[highest].to_source(heatmap)
         is_volume = on_source.ndim == 3
         frame = int(np.argmax(on_source.max(axis=(1, 2)))) if is_volume else highest
         if item.pixels is None:
@@ -251,6 +336,15 @@ class Predictor:
         """Return the window that the item was prepared with: regions have their own."""
         prep = self.manifest.prep
         return prep.regions.window if item.prepared.regions and prep.regions else prep.window
+
+
+def _size(source: bytes | Path | tuple[bytes, ...]) -> int:
+    if isinstance(source, Path):
+        try:
+            return source.stat().st_size
+        except OSError:  # told when it is decoded
+            return 0
+    return sum(map(len, source)) if isinstance(source, tuple) else len(source)
 
 
 def _item_results(

@@ -76,7 +76,7 @@ def test_bad_items_leave_their_neighbours_as_they_are_alone(predictor: Predictor
 
 
 def test_a_fault_of_ours_costs_no_neighbour(predictor: Predictor, good, monkeypatch) -> None:
-    import medad_serve.predictor as module
+    import medad_serve.io.guarded as module
 
     real = module.decode
     monkeypatch.setattr(module, "decode", lambda source: 1 / 0 if source == good[1] else real(source))

@@ -1,0 +1,21 @@
+"""Decoding that answers instead of raising: what a batch and a decoder process need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medad_serve.errors import InputError
+from medad_serve.io.decode import decode
+from medad_serve.io.pixels import Pixels
+
+
+def decoded(source: bytes | Path | tuple[bytes, ...]) -> Pixels | InputError:
+    """Decode one source; a fault of ours is an error of its own (500), so that neighbours keep their answers."""
+    try:
+        return decode(source)
+    except InputError as error:
+        return error
+    except MemoryError:
+        return InputError(413, "the image does not fit into memory", "Send fewer or smaller frames")
+    except Exception as error:  # whose message could quote the input
+        return InputError(500, f"internal fault while reading ({type(error).__name__})", "Report this file's format")

@@ -1,0 +1,172 @@
+"""Decoding bounded in time and memory: codecs run in a process that may hang or die without the worker.
+
+A file that needs no codec (uncompressed DICOM) is read in the worker, where it costs nothing extra; everything
+else goes to one long-lived decoder process, which is replaced when it is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from medad_serve.errors import InputError
+from medad_serve.io import Pixels
+from medad_serve.io.guarded import decoded
+from medad_serve.serving.plain import MOST_BYTES, is_plain
+from medad_serve.serving.wire import SCRATCH_BYTES, Channel, Undecoded, receive_reply, send_source
+
+logger = logging.getLogger(__name__)
+MEMORY_BYTES = 4 * 2**30
+"""What the largest accepted series takes while its slices are put together, and some."""
+STARTUP_S = 60.0
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # glibc would give memory back after each file, and take it again page by page for the next
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
+}
+_KILLED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
+
+
+class IsolatedDecoder:
+    """Decodes the sources of a batch one after another, never longer than ``budget_s`` for all of them together.
+
+    Each has an equal share of the budget, and what the ones before it left over: a file that hangs costs its
+    neighbours nothing of theirs. ``memory`` bounds the decoder process, in bytes. A process that hangs is ended
+    and its file refused (413); one that dies is replaced and the file tried once more, then refused: 400, or
+    413 where the system ended it, as it does when memory runs out.
+    """
+
+    def __init__(self, *, budget_s: float, memory: int = MEMORY_BYTES, module: str = f"{__package__}.decoder_process"):
+        self.budget_s = budget_s
+        self.memory = memory
+        self.module = module
+        self.losses: Counter[str] = Counter()
+        """How many decoder processes were lost, by how: ``hung``, or ``died (<status>)``."""
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._ready = False
+        self._start()
+
+    def __call__(self, sources: Sequence[Undecoded]) -> Iterator[Pixels | InputError]:
+        """Yield pixels or the error of each source, in order; time that the caller takes in between is not counted."""
+        left = self.budget_s
+        for index, source in enumerate(sources):
+            start = time.monotonic()
+            answer = self._decode(source, left / (len(sources) - index))
+            left = max(left - (time.monotonic() - start), 0.0)
+            yield answer
+
+    def close(self) -> None:
+        """End the decoder process."""
+        with self._lock:
+            self._end()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the decoder process, None once closed."""
+        return self._process.pid if self._process else None
+
+    def _decode(self, source: Undecoded, allowed_s: float) -> Pixels | InputError:
+        if _read_here(source):
+            return decoded(source)
+        with self._lock:
+            deadline = time.monotonic() + allowed_s
+            for _ in range(2):
+                try:
+                    deadline += self._wait_until_ready()
+                    return self._ask(source, deadline)
+                except TimeoutError:
+                    self._lost("hung")
+                    fault = f"the input takes more than {allowed_s:.0f} s to decode"
+                    return InputError(413, fault, "Send fewer slices, or uncompressed ones")
+                except (OSError, EOFError, ValueError):
+                    was_ready = self._ready
+                    status = self._lost("died")
+            if not was_ready:
+                return InputError(503, "no decoder process can be started", "Send it again later")
+            if status in _KILLED_FROM_OUTSIDE:
+                return InputError(413, "the input needs more memory than there is", "Send fewer slices")
+            return InputError(400, "the decoder broke down over the input", "The file is damaged: export it again")
+
+    def _ask(self, source: Undecoded, deadline: float) -> Pixels | InputError:
+        assert self._channel is not None
+        self._channel.connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+        send_source(self._channel, source, max(deadline - time.monotonic(), 1e-3))
+        return receive_reply(self._channel, deadline)
+
+    def _start(self) -> None:
+        here, there = socket.socketpair()
+        scratch = os.memfd_create("scratch")
+        os.ftruncate(scratch, SCRATCH_BYTES)
+        given = [there.fileno(), scratch, os.getpid(), self.memory]
+        command = [sys.executable, "-P", "-m", self.module, *map(str, given)]
+        with there:
+            self._process = subprocess.Popen(
+                command,
+                env={**os.environ, **_ENVIRONMENT},
+                pass_fds=[there.fileno(), scratch],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # codecs write what they like
+                stderr=subprocess.DEVNULL,
+            )
+        self._channel, self._ready = Channel(here, scratch), False
+        os.close(scratch)
+
+    def _wait_until_ready(self) -> float:
+        """Return the seconds that it took the process to be ready; raises EOFError where it never is."""
+        start = time.monotonic()
+        if self._process is None:
+            self._start()
+        assert self._channel is not None
+        if not self._ready:
+            self._channel.connection.settimeout(STARTUP_S)
+            try:
+                self._ready = self._channel.connection.recv(1) == b"R"
+            except OSError:
+                self._ready = False
+            if not self._ready:
+                raise EOFError("the process has ended while starting")
+        return time.monotonic() - start
+
+    def _lost(self, how: str) -> int | None:
+        """Count and log a lost process, and start the next; return the status that it ended with."""
+        if self._process is not None and how == "died":
+            try:
+                self._process.wait(1)  # its end of the socket closes just before it is gone
+            except subprocess.TimeoutExpired:
+                how = "replied nonsense"
+        status = self._end()
+        self.losses[how if how != "died" else f"died ({status})"] += 1
+        logger.warning("decoder process %s (status %s) and was replaced", how, status)
+        self._start()
+        return status
+
+    def _end(self) -> int | None:
+        process, self._process, self._ready = self._process, None, False
+        if self._channel is not None:
+            self._channel.connection.close()
+            self._channel = None
+        if process is None:
+            return None
+        process.kill()
+        return process.wait()
+
+
+def _read_here(source: Undecoded) -> bool:
+    if isinstance(source, Path):
+        return False
+    if isinstance(source, tuple):
+        return sum(map(len, source)) <= MOST_BYTES and all(map(is_plain, source))
+    return is_plain(source)

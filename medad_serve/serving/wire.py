@@ -1,0 +1,177 @@
+"""What passes between a worker and its decoder process: sources one way, pixels or a refusal the other.
+
+Bulk data travels in anonymous shared memory: nothing lies on a disk, and nothing is left when either side dies.
+Up to ``SCRATCH_BYTES`` it is copied through a region that both keep mapped (fresh pages for every message took
+five times as long); what is larger gets a region of its own, handed over without a copy. The rest is pickled, and
+read back by a list of the classes that may occur: a decoder that a hostile file has taken over can send anything.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import pickle
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medad_serve.errors import InputError
+from medad_serve.io import Pixels
+
+Undecoded = bytes | Path | tuple[bytes, ...]
+SCRATCH_BYTES = 16 * 2**20
+_HEAD = struct.Struct("<QI?")
+_LENGTH = struct.Struct("<Q")
+_SOURCE = struct.Struct("<Bd")
+_BYTES, _PATH, _PARTS = range(3)
+_KNOWN = {
+    ("medad_serve.io.pixels", "Pixels"),
+    ("medad_serve.io.pixels", "Facts"),
+    ("medad_serve.io.lut", "Lut"),
+    ("medad_serve.spec", "Window"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+}
+
+
+class Channel:
+    """One side of a connected pair: a stream socket and the shared scratch region."""
+
+    def __init__(self, connection: socket.socket, scratch: int) -> None:
+        self.connection = connection
+        self._scratch = memoryview(mmap.mmap(scratch, SCRATCH_BYTES))
+
+    def send(self, body: bytes, views: Sequence[memoryview]) -> None:
+        """Send a short body and bulk data; raises OSError where the other side is gone."""
+        total = sum(view.nbytes for view in views)
+        head = _HEAD.pack(len(body), len(views), total > SCRATCH_BYTES)
+        message = head + b"".join(_LENGTH.pack(view.nbytes) for view in views) + body
+        if total > SCRATCH_BYTES:
+            self._send_region(message, views)
+            return
+        at = 0
+        for view in views:
+            self._scratch[at : at + view.nbytes] = view
+            at += view.nbytes
+        self.connection.sendall(message)
+
+    def receive(self, deadline: float | None = None) -> tuple[bytes, list[memoryview], bool]:
+        """Receive what the other side sent, until ``time.monotonic()`` is ``deadline``: body, bulk data, and whether
+        that is the receiver's own; otherwise it is overwritten by the next message.
+
+        Raises TimeoutError at the deadline, EOFError or OSError where the other side is gone, ValueError where
+        what it says makes no sense.
+        """
+        head, regions = self._head(deadline)
+        try:
+            length, count, is_region = _HEAD.unpack(head)
+            sizes = [_LENGTH.unpack(self._exactly(_LENGTH.size, deadline))[0] for _ in range(count)]
+            body = self._exactly(length, deadline)
+            if not is_region:
+                if sum(sizes) > SCRATCH_BYTES:
+                    raise ValueError("more than the scratch region can hold")
+                return body, _cut(self._scratch, sizes), False
+            if len(regions) != 1 or os.fstat(regions[0]).st_size != sum(sizes):
+                raise ValueError("the region has another size than its parts")
+            # private: what is written into the pixels stays in this process
+            memory = mmap.mmap(regions[0], sum(sizes), access=mmap.ACCESS_COPY)
+            return body, _cut(memoryview(memory), sizes), True
+        finally:
+            for region in regions:
+                os.close(region)
+
+    def _send_region(self, message: bytes, views: Sequence[memoryview]) -> None:
+        region = os.memfd_create("pixels")
+        try:
+            for view in views:
+                done = 0
+                while done < view.nbytes:
+                    done += os.write(region, view[done:])  # at most 2 GiB at once
+            socket.send_fds(self.connection, [message], [region])
+        finally:
+            os.close(region)
+
+    def _head(self, deadline: float | None) -> tuple[bytes, list[int]]:
+        self._wait_at_most(deadline)
+        head, regions, _, _ = socket.recv_fds(self.connection, _HEAD.size, 1)
+        if not head:
+            raise EOFError("the other side is gone")
+        try:
+            return head + self._exactly(_HEAD.size - len(head), deadline), regions
+        except BaseException:
+            for region in regions:
+                os.close(region)
+            raise
+
+    def _exactly(self, size: int, deadline: float | None) -> bytes:
+        found = bytearray()
+        while len(found) < size:
+            self._wait_at_most(deadline)
+            part = self.connection.recv(min(size - len(found), 2**20))
+            if not part:
+                raise EOFError("the other side is gone")
+            found += part
+        return bytes(found)
+
+    def _wait_at_most(self, deadline: float | None) -> None:
+        if deadline is not None:
+            self.connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+
+
+def _cut(memory: memoryview, sizes: Sequence[int]) -> list[memoryview]:
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return [memory[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+
+
+def send_source(channel: Channel, source: Undecoded, deadline_s: float) -> None:
+    """Send what is to be decoded and how many seconds that may take."""
+    if isinstance(source, Path):
+        kind, parts = _PATH, [os.fsencode(source)]
+    else:
+        kind, parts = (_PARTS, list(source)) if isinstance(source, tuple) else (_BYTES, [source])
+    channel.send(_SOURCE.pack(kind, deadline_s), [memoryview(part) for part in parts])
+
+
+def receive_source(channel: Channel) -> tuple[Undecoded, float]:
+    """Wait for the next source; raises EOFError once the worker is gone."""
+    body, views, _ = channel.receive()
+    kind, deadline_s = _SOURCE.unpack(body)
+    parts = [bytes(view) for view in views]
+    if kind == _PATH:
+        return Path(os.fsdecode(parts[0])), deadline_s
+    return (tuple(parts) if kind == _PARTS else parts[0]), deadline_s
+
+
+def send_reply(channel: Channel, reply: Pixels | InputError) -> None:
+    """Send what was decoded, or why it was not."""
+    buffers: list[pickle.PickleBuffer] = []
+    plain = (int(reply.code), reply.message, reply.hint) if isinstance(reply, InputError) else reply
+    body = pickle.dumps(plain, 5, buffer_callback=buffers.append)
+    channel.send(body, [buffer.raw() for buffer in buffers])
+
+
+def receive_reply(channel: Channel, deadline: float) -> Pixels | InputError:
+    """Receive what :func:`send_reply` sent; raises as :meth:`Channel.receive` does."""
+    body, views, is_own = channel.receive(deadline)
+    buffers = views if is_own else [bytearray(view) for view in views]
+    try:
+        found = _Unpickler(io.BytesIO(body), buffers=buffers).load()
+        if isinstance(found, Pixels):
+            return found
+        code, message, hint = found
+        return InputError(int(code), str(message), str(hint))
+    except Exception as error:  # the bytes can be anything
+        raise ValueError("the decoder's reply cannot be read") from error
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _KNOWN:
+            raise ValueError(f"{module}.{name} is no part of decoded pixels")
+        return super().find_class(module, name)
