@@ -5,20 +5,25 @@ TorchServe imports this file by its basename from the unpacked archive and wants
 
 from __future__ import annotations
 
-import json
 import logging
-import os
+from collections.abc import Iterable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
+
+import cv2
 
 from medad_serve.errors import InputError
-from medad_serve.predictor import HeatmapFormat, Options, Predictor, Result
+from medad_serve.predictor import Predictor, Result
+from medad_serve.serving.isolation import open_decoder
+from medad_serve.serving.requests import Request, encode_answer, read_request
+from medad_serve.serving.resources import cores
+from medad_serve.serving.watch import Watch
 
 logger = logging.getLogger(__name__)
-FORMATS: dict[str, HeatmapFormat] = {name: name for name in get_args(HeatmapFormat)}
 DEFAULT_ANSWER_BYTES = 6_553_500
 """TorchServe's own max_response_size."""
+DEFAULT_RESPONSE_TIMEOUT_S = 120
 
 
 class MedadHandler:
@@ -28,91 +33,76 @@ class MedadHandler:
         """Open the artifact in ``model_dir`` with the runtime that model-config.yaml names."""
         config = context.model_yaml_config or {}
         settings = config.get("handler", {})
+        workers = max(1, int(config.get("maxWorkers", 1)))
+        threads = max(1, cores() // workers)
         gpu = context.system_properties.get("gpu_id")
+        cv2.setNumThreads(threads)
         self.max_answer_bytes = int(settings.get("max_answer_bytes", DEFAULT_ANSWER_BYTES))
+        timeout = float(config.get("responseTimeout", DEFAULT_RESPONSE_TIMEOUT_S))
         self.predictor = Predictor.load(
             Path(context.system_properties["model_dir"]),
             runtime=settings.get("runtime", "onnx"),
-            threads=max(1, _cores() // max(1, int(config.get("maxWorkers", 1)))),
+            threads=threads,
             device="cpu" if gpu is None else f"cuda:{gpu}",
+            decoder=open_decoder(response_timeout_s=timeout, workers=workers),
         )
+        self.watch = Watch(self.predictor.calibration, context.metrics)
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer each row of the batch on its own terms: result or error, with its own status."""
         answers: dict[int, Result | InputError] = {}
-        asked: list[tuple[int, bytes, Options]] = []
+        requests: dict[int, Request] = {}
         for index, row in enumerate(data):
             try:
-                asked.append((index, _body(row), _options(row, context.get_all_request_header(index))))
+                requests[index] = read_request(row, context.get_all_request_header(index))
             except InputError as error:
                 answers[index] = error
-        for (index, _, _), answer in zip(asked, self._predict(asked), strict=True):
-            answers[index] = answer
-        return [self._encode(answers[index], index, context) for index in range(len(data))]
+            except Exception as error:  # a fault of ours is an answer too: the worker stays
+                answers[index] = _fault(error)
+        answers |= zip(requests, self._predict(list(requests.values())), strict=True)
+        told, bodies = [], []
+        for index in range(len(data)):
+            answer, body = self._encode(requests.get(index), answers[index])
+            status = answer.code if isinstance(answer, InputError) else HTTPStatus.OK
+            context.set_response_status(int(status), status.phrase, index)
+            context.set_response_content_type(index, "application/json")
+            told.append((int(status), answer))
+            bodies.append(body)
+        self.watch.record(told, _milliseconds(answers.values()), len(data))
+        return bodies
 
-    def _predict(self, asked: list[tuple[int, bytes, Options]]) -> list[Result | InputError]:
+    def _predict(self, requests: list[Request]) -> list[Result | InputError]:
         """Predict the batch; where that fails as a whole, each item alone, so that one costs no neighbour."""
         try:
-            return self.predictor.predict([body for _, body, _ in asked], [option for _, _, option in asked])
-        except Exception as error:  # a fault of ours is an answer too: the worker stays
-            _log_fault(error)
-            if len(asked) == 1:
-                return [_fault(error)]
-        return [self._predict([item])[0] for item in asked]
-
-    def _encode(self, answer: Result | InputError, index: int, context: Any) -> bytes:
-        """Write one answer and its status; one too large for TorchServe becomes an error that fits."""
-        try:
-            body = json.dumps(answer.to_json(), allow_nan=False).encode()
+            return self.predictor.predict([r.source for r in requests], [r.options for r in requests])
         except Exception as error:  # as above
+            if len(requests) == 1:
+                return [_fault(error)]
             _log_fault(error)
+        return [self._predict([request])[0] for request in requests]
+
+    def _encode(self, request: Request | None, answer: Result | InputError) -> tuple[Result | InputError, bytes]:
+        """Write one answer; one too large for TorchServe, which would end the worker, becomes an error that fits."""
+        try:
+            body = encode_answer(request, answer)
+        except Exception as error:  # as above
             answer = _fault(error)
-            body = json.dumps(answer.to_json()).encode()
+            body = encode_answer(request, answer)
         if len(body) > self.max_answer_bytes:
             answer = InputError(413, "the answer is larger than the server may send", "Ask without the heatmap")
-            body = json.dumps(answer.to_json()).encode()
-        status = answer.code if isinstance(answer, InputError) else HTTPStatus.OK
-        context.set_response_status(int(status), status.phrase, index)
-        context.set_response_content_type(index, "application/json")
-        return body
+            body = encode_answer(request, answer)
+        return answer, body
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _body(row: dict[str, Any]) -> bytes:
-    """Return the bytes of a row, whether sent as the body or as the multipart field ``data``."""
-    body = row.get("data", row.get("body"))
-    if isinstance(body, bytes | bytearray):
-        return bytes(body)
-    if isinstance(body, str):
-        return body.encode()
-    if body is None:
-        raise InputError(
-            400,
-            "the request brought no file",
-            "Send it as the body with Content-Type: application/octet-stream, e.g. curl -T FILE",
-        )
-    raise InputError(415, "JSON is not read", "Send the file itself with Content-Type: application/octet-stream")
-
-
-def _options(row: dict[str, Any], headers: dict[str, Any]) -> Options:
-    """Read X-Medad-* from headers in any case, else from multipart fields."""
-    found = {name.lower(): value for name, value in [*row.items(), *headers.items()] if not isinstance(value, dict)}
-    texts = {name: _text(found[name]) for name in ("x-medad-heatmap", "x-medad-policy") if name in found}
-    heatmap = FORMATS.get(texts.get("x-medad-heatmap") or "none")
-    if heatmap is None:
-        raise InputError(400, "X-Medad-Heatmap asks for an unknown format", f"Choose one of: {', '.join(FORMATS)}")
-    return Options(heatmap=heatmap, policy=texts.get("x-medad-policy") or None)
-
-
-def _text(value: object) -> str:
-    raw = value.decode("utf-8", "replace") if isinstance(value, bytes | bytearray) else str(value)
-    return raw.strip()
+def _milliseconds(answers: Iterable[Result | InputError]) -> dict[str, float]:
+    """Return what a batch took by stage; items that shared a call of the graph all state that call's time."""
+    timings = [answer.timing_ms for answer in answers if isinstance(answer, Result)]
+    spent = {stage: sum(timing[stage] for timing in timings) for stage in ("decode", "prepare")}
+    return {**spent, "infer": sum({timing["infer"] for timing in timings})}
 
 
 def _fault(error: Exception) -> InputError:
+    _log_fault(error)
     code = 507 if isinstance(error, MemoryError) else 500
     return InputError(code, f"internal fault ({type(error).__name__})", "Send it again; if it stays, see the log")
 

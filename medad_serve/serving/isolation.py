@@ -22,6 +22,7 @@ from medad_serve.errors import InputError
 from medad_serve.io import Pixels
 from medad_serve.io.guarded import decoded
 from medad_serve.serving.plain import MOST_BYTES, is_plain
+from medad_serve.serving.resources import memory_bytes
 from medad_serve.serving.wire import SCRATCH_BYTES, Channel, Undecoded, receive_reply, send_source
 
 logger = logging.getLogger(__name__)
@@ -162,6 +163,18 @@ class IsolatedDecoder:
             return None
         process.kill()
         return process.wait()
+
+
+def open_decoder(*, response_timeout_s: float, workers: int) -> IsolatedDecoder | None:
+    """Return the decoder of one of ``workers`` workers whose batches must be answered within ``response_timeout_s``.
+
+    Decoding may take half of that, and its process an equal share of half the memory. None where the system has
+    no anonymous shared memory (other than Linux): sources are then decoded in the worker, bound by size alone.
+    """
+    if not hasattr(os, "memfd_create"):
+        logger.warning("this system cannot isolate decoders: a codec that hangs or dies costs its batch")
+        return None
+    return IsolatedDecoder(budget_s=response_timeout_s / 2, memory=min(MEMORY_BYTES, memory_bytes() // (2 * workers)))
 
 
 def _read_here(source: Undecoded) -> bool:

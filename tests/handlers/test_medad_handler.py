@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 from ts.context import Context, RequestProcessor
 from ts.utils.util import list_classes_from_module
@@ -24,10 +25,11 @@ def make_context(model_dir: Path, config: dict[str, Any] | None = None, gpu: int
 
 
 @pytest.fixture(scope="module")
-def handler(artifact: Path) -> MedadHandler:
+def handler(artifact: Path) -> Iterator[MedadHandler]:
     made = MedadHandler()
     made.initialize(make_context(artifact))
-    return made
+    yield made
+    made.predictor.decoder.close()
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +137,35 @@ def test_a_fault_of_ours_is_answered_and_never_quotes_the_input(
 def test_cores_are_shared_among_the_workers_and_the_gpu_is_the_one_assigned(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[str, object] = {}
-    monkeypatch.setattr(medad_handler.Predictor, "load", lambda path, **how: seen.update(how))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
-    config = {"maxWorkers": 5, "handler": {"runtime": "torchscript"}}
-    MedadHandler().initialize(make_context(artifact, config, gpu=1))
-    assert seen == {"runtime": "torchscript", "threads": 2, "device": "cuda:1"}
+    seen: dict[str, Any] = {}
+    load = medad_handler.Predictor.load
+
+    def loading(path: Path, **how: Any) -> Any:
+        seen.update(how)
+        return load(path, runtime=how["runtime"], threads=1)
+
+    before = cv2.getNumThreads()
+    monkeypatch.setattr(medad_handler.Predictor, "load", loading)
+    monkeypatch.setattr(medad_handler, "cores", lambda: 12)
+    config = {"maxWorkers": 5, "responseTimeout": 30, "handler": {"runtime": "torchscript"}}
+    try:
+        MedadHandler().initialize(make_context(artifact, config, gpu=1))
+        assert cv2.getNumThreads() == 2
+    finally:
+        cv2.setNumThreads(before)
+        seen["decoder"].close()
+    assert (seen["runtime"], seen["threads"], seen["device"]) == ("torchscript", 2, "cuda:1")
+    assert seen["decoder"].budget_s == 15  # half of the time in which TorchServe wants the batch answered
+
+
+def test_what_is_answered_is_watched(handler: MedadHandler, ct: bytes) -> None:
+    before = handler.watch.summary()
+    ask(handler, [row(ct), row(b"no image"), row(ct)])
+    after = handler.watch.summary()
+    assert after.requests.get(200, 0) - before.requests.get(200, 0) == 2
+    assert after.requests.get(400, 0) - before.requests.get(400, 0) == 1
+    assert after.batches.get(3, 0) - before.batches.get(3, 0) == 1
+    assert after.milliseconds.keys() >= {"decode", "prepare", "infer"}
 
 
 def test_torchserve_finds_exactly_one_class() -> None:
