@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ import pytest
 from medad_serve.ablation import Ablation, Plan, make_plan
 from medad_serve.ablation import study as study_module
 from medad_serve.ablation.table import FIGURES, write_ablation
+from medad_serve.cli.main import main
 from medad_serve.data.phantoms.hdmap import write_hdmap
 from medad_serve.errors import MedadError
 from medad_serve.training.run import DONE
@@ -214,20 +214,24 @@ def test_severity_is_measured_on_the_same_faults_for_every_variant(tmp_path: Pat
     assert without.parameters < base.parameters
 
 
-@pytest.mark.slow
-def test_the_command_prints_the_table_and_fails_at_the_end(plan: Plan, made, cq500: Path, tmp_path: Path) -> None:
+def test_the_command_prints_the_table_and_fails_at_the_end(
+    made, cq500: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     folder, _ = made
     groups = tmp_path / "groups.yaml"
     groups.write_text(GROUPS)
-    command = [sys.executable, "-m", "medad_serve.cli.main", "ablate", "ae", "--groups", str(groups)]
+    command = ["medad-serve", "ablate", "ae", "--groups", str(groups)]
     command += ["--data", f"cq500:{cq500}", "--runs", str(folder.parent), "--only", "rate"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("Error: 1 of 3 variants failed")
-    assert "Learning rate" in done.stdout
-    assert done.stdout.strip().endswith("report.html")
-    assert f"run {folder}" in done.stderr
-    assert "is there" in done.stderr
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    done = capsys.readouterr()
+    assert done.err.strip().splitlines()[-1].startswith("Error: 1 of 3 variants failed")
+    assert "Learning rate" in done.out
+    assert done.out.strip().endswith("report.html")
+    assert f"run {folder}" in done.err
+    assert "is there" in done.err
 
 
 def test_figures_have_names_of_their_own() -> None:
