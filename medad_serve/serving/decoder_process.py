@@ -13,6 +13,7 @@ import socket
 import sys
 from contextlib import suppress
 
+from medad_serve.errors import InputError
 from medad_serve.io.guarded import decoded
 from medad_serve.serving.resources import die_with, virtual_bytes
 from medad_serve.serving.wire import Channel, receive_source, send_reply
@@ -37,13 +38,19 @@ def main(descriptor: int, scratch: int, parent: int, memory: int) -> None:
         channel = Channel(connection, scratch)
         connection.sendall(b"R")
         while True:
-            source, deadline_s = receive_source(channel)
-            signal.setitimer(signal.ITIMER_REAL, deadline_s + GRACE_S)
-            reply = decoded(source)
-            del source
-            send_reply(channel, reply)
-            del reply
+            try:
+                _answer_next(channel)
+            except MemoryError:  # in what leads to the decoder and back: nothing has been sent then
+                send_reply(channel, InputError(413, "the input needs more memory than there is", "Send fewer frames"))
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _answer_next(channel: Channel) -> None:
+    source, deadline_s = receive_source(channel)
+    signal.setitimer(signal.ITIMER_REAL, deadline_s + GRACE_S)
+    reply = decoded(source)
+    del source
+    send_reply(channel, reply)
 
 
 def _warm_up() -> None:

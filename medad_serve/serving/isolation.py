@@ -53,7 +53,7 @@ class IsolatedDecoder:
         self.memory = memory
         self.module = module
         self.losses: Counter[str] = Counter()
-        """How many decoder processes were lost, by how: ``hung``, or ``died (<status>)``."""
+        """How many decoder processes were lost, by how: ``hung``, ``died (<status>)``, ``made no sense``."""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
@@ -142,27 +142,28 @@ class IsolatedDecoder:
         return time.monotonic() - start
 
     def _lost(self, how: str) -> int | None:
-        """Count and log a lost process, and start the next; return the status that it ended with."""
+        """Count and log a lost process, and start the next; return the status of one that died by itself."""
+        status = None
         if self._process is not None and how == "died":
             try:
-                self._process.wait(1)  # its end of the socket closes just before it is gone
+                status = self._process.wait(1)  # its end of the socket closes just before it is gone
+                how = f"died ({status})"
             except subprocess.TimeoutExpired:
-                how = "replied nonsense"
-        status = self._end()
-        self.losses[how if how != "died" else f"died ({status})"] += 1
-        logger.warning("decoder process %s (status %s) and was replaced", how, status)
+                how = "made no sense"
+        self._end()
+        self.losses[how] += 1
+        logger.warning("a decoder process %s and was replaced", how)
         self._start()
         return status
 
-    def _end(self) -> int | None:
+    def _end(self) -> None:
         process, self._process, self._ready = self._process, None, False
         if self._channel is not None:
             self._channel.connection.close()
             self._channel = None
-        if process is None:
-            return None
-        process.kill()
-        return process.wait()
+        if process is not None:
+            process.kill()
+            process.wait()
 
 
 def open_decoder(*, response_timeout_s: float, workers: int) -> IsolatedDecoder | None:

@@ -8,6 +8,7 @@ read back by a list of the classes that may occur: a decoder that a hostile file
 
 from __future__ import annotations
 
+import errno
 import io
 import mmap
 import os
@@ -27,6 +28,8 @@ SCRATCH_BYTES = 16 * 2**20
 _HEAD = struct.Struct("<QI?")
 _LENGTH = struct.Struct("<Q")
 _SOURCE = struct.Struct("<Bd")
+_MOST_BODY, _MOST_VIEWS = 16 * 2**20, 2**16
+"""Of facts and their notes; of the files of one series."""
 _BYTES, _PATH, _PARTS = range(3)
 _KNOWN = {
     ("medad_serve.io.pixels", "Pixels"),
@@ -71,6 +74,8 @@ class Channel:
         head, regions = self._head(deadline)
         try:
             length, count, is_region = _HEAD.unpack(head)
+            if length > _MOST_BODY or count > _MOST_VIEWS:
+                raise ValueError("the message is longer than any")
             sizes = [_LENGTH.unpack(self._exactly(_LENGTH.size, deadline))[0] for _ in range(count)]
             body = self._exactly(length, deadline)
             if not is_region:
@@ -79,9 +84,7 @@ class Channel:
                 return body, _cut(self._scratch, sizes), False
             if len(regions) != 1 or os.fstat(regions[0]).st_size != sum(sizes):
                 raise ValueError("the region has another size than its parts")
-            # private: what is written into the pixels stays in this process
-            memory = mmap.mmap(regions[0], sum(sizes), access=mmap.ACCESS_COPY)
-            return body, _cut(memoryview(memory), sizes), True
+            return body, _cut(_mapped(regions[0], sum(sizes)), sizes), True
         finally:
             for region in regions:
                 os.close(region)
@@ -122,6 +125,16 @@ class Channel:
     def _wait_at_most(self, deadline: float | None) -> None:
         if deadline is not None:
             self.connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+
+
+def _mapped(region: int, size: int) -> memoryview:
+    try:
+        # private: what is written into the pixels stays in this process
+        return memoryview(mmap.mmap(region, size, access=mmap.ACCESS_COPY))
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError from None
+        raise
 
 
 def _cut(memory: memoryview, sizes: Sequence[int]) -> list[memoryview]:

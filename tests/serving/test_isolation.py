@@ -1,0 +1,293 @@
+"""Decoding in a process of its own: equal to decoding here, bounded in time and memory, gone with its worker."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import nibabel as nib
+import numpy as np
+import psutil
+import pydicom
+import pytest
+
+from medad_serve.errors import InputError
+from medad_serve.io import Pixels
+from medad_serve.io.guarded import decoded
+from medad_serve.serving import isolation
+from medad_serve.serving.isolation import IsolatedDecoder
+from medad_serve.serving.plain import is_plain
+
+TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
+FAULTY = '''
+"""A decoder process whose codec does what the first bytes of a source say."""
+import os, signal, sys, time
+from medad_serve.serving import decoder_process as process
+real = process.decoded
+
+def faulty(source):
+    if source == b"hang":
+        time.sleep(600)
+    if source == b"crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if source == b"killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if isinstance(source, bytes) and source.startswith(b"once") and not os.path.exists(source[4:]):
+        open(source[4:], "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if source == b"nonsense":
+        os.write(int(sys.argv[1]), b"\\xff" * 100)
+    if source == b"bits":
+        return len
+    return real(source)
+
+process.decoded = faulty
+process.main(*map(int, sys.argv[1:5]))
+'''
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[IsolatedDecoder]:
+    made = IsolatedDecoder(budget_s=60)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[IsolatedDecoder]:
+    (tmp_path / "faulty_codec.py").write_text(textwrap.dedent(FAULTY))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    made = IsolatedDecoder(budget_s=4, module="faulty_codec")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def png() -> bytes:
+    return cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8))[1].tobytes()
+
+
+def _zip(*members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for index, member in enumerate(members):
+            archive.writestr(str(index), member)
+    return buffer.getvalue()
+
+
+def _ct(make_ct: Any, make_slice: Any, seed: int) -> bytes:
+    buffer = io.BytesIO()
+    make_ct(make_slice(seed), instance=seed).save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
+    if hasattr(a, "__dataclass_fields__"):
+        return type(a) is type(b) and all(_same(getattr(a, f), getattr(b, f)) for f in a.__dataclass_fields__)
+    if isinstance(a, InputError):
+        return isinstance(b, InputError) and a.to_json() == b.to_json()
+    return a == b
+
+
+def test_every_kind_of_source_is_decoded_as_it_is_here(
+    decoder: IsolatedDecoder, png: bytes, make_ct: Any, make_slice: Any, tmp_path: Path
+) -> None:
+    slices = tuple(_ct(make_ct, make_slice, seed) for seed in range(1, 4))
+    volume = nib.Nifti1Image(np.random.default_rng(0).normal(size=(40, 120, 130)).astype(np.float32), np.eye(4))
+    names = ("JPEG2000.dcm", "MR_small_RLE.dcm", "examples_ybr_color.dcm", "SC_rgb_rle_2frame.dcm")
+    files = [(TEST_FILES / name).read_bytes() for name in names]
+    (tmp_path / "a.png").write_bytes(png)
+    scan_and_mask = _zip(
+        nib.Nifti1Image(np.full((20, 20, 20), -50, np.int16), np.eye(4)).to_bytes(),
+        nib.Nifti1Image(np.eye(20, dtype=np.uint8)[..., None].repeat(20, 2), np.eye(4)).to_bytes(),
+    )
+    large = io.BytesIO()  # more than the scratch region takes
+    np.save(large, np.random.default_rng(1).normal(size=(6, 1024, 1024)).astype(np.float32))
+    sources = [
+        png,
+        *files,
+        tmp_path / "a.png",
+        tmp_path / "none",
+        _zip(*slices),
+        gzip.compress(volume.to_bytes()),
+        scan_and_mask,
+        large.getvalue(),
+        b"words",
+        b"",
+    ]
+    for source, found in zip(sources, decoder(sources), strict=True):
+        assert _same(decoded(source), found)
+    assert not decoder.losses
+
+
+def test_decoded_pixels_outlive_what_is_decoded_next(decoder: IsolatedDecoder, png: bytes) -> None:
+    other = cv2.imencode(".png", np.zeros((64, 64), np.uint8))[1].tobytes()
+    first, second = decoder([png, other])
+    assert isinstance(first, Pixels)
+    assert isinstance(second, Pixels)
+    assert first.array.any()
+    assert not second.array.any()
+    first.array[:] = 7  # as any array of the worker's own
+    assert not second.array.any()
+
+
+def test_uncompressed_dicom_is_read_in_the_worker(make_ct: Any, make_slice: Any, monkeypatch: Any) -> None:
+    plain = _ct(make_ct, make_slice, 1)
+    monkeypatch.setattr(IsolatedDecoder, "_start", lambda self: None)  # there is no process at all
+    decoder = IsolatedDecoder(budget_s=1)
+    found = list(decoder([plain, (plain, _ct(make_ct, make_slice, 2))]))
+    assert _same(found[0], decoded(plain))
+    assert isinstance(found[1], Pixels)
+    assert found[1].frames == 2
+
+
+@pytest.mark.parametrize("cut", [100, 131, 200, 400, 1000])
+def test_what_a_strict_walk_does_not_find_whole_is_not_read_in_the_worker(
+    make_ct: Any, make_slice: Any, cut: int
+) -> None:
+    whole = _ct(make_ct, make_slice, 1)
+    assert is_plain(whole)
+    assert not is_plain(whole[:cut])
+    assert not is_plain(whole[:-cut])
+    assert not is_plain(whole + b"\0" * 70_000)
+
+
+def test_only_plain_files_of_the_corpus_are_read_in_the_worker() -> None:
+    plain = {p.name for p in TEST_FILES.rglob("*.dcm") if is_plain(p.read_bytes())}
+    assert {"CT_small.dcm", "MR_small.dcm", "rtdose.dcm"} <= plain
+    for name in plain:
+        syntax = pydicom.dcmread(next(TEST_FILES.rglob(name)), stop_before_pixels=True).file_meta.TransferSyntaxUID
+        assert syntax in (pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian)
+
+
+def test_a_decoder_that_hangs_is_ended_and_its_neighbours_keep_their_time(faulty: IsolatedDecoder, png: bytes) -> None:
+    list(faulty([png]))
+    start = time.monotonic()
+    before, hung, after = faulty([png, b"hang", png])
+    assert time.monotonic() - start < 4 + 10  # the share of one, and the start of the next process
+    assert isinstance(before, Pixels)
+    assert isinstance(hung, InputError)
+    assert (hung.code, "takes more than 2 s" in hung.message) == (413, True)
+    assert _same(after, decoded(png))
+    assert faulty.losses == {"hung": 1}
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "loss"),
+    [
+        (b"crash", 400, "died (-11)"),
+        (b"killed", 413, "died (-9)"),
+        (b"bits", 400, "made no sense"),
+        (b"nonsense", 400, "made no sense"),
+    ],
+)
+def test_a_decoder_that_dies_costs_its_file_alone(
+    faulty: IsolatedDecoder, png: bytes, fault: bytes, code: int, loss: str
+) -> None:
+    first, bad, last = faulty([png, fault, png])
+    assert isinstance(bad, InputError)
+    assert bad.code == code
+    assert bad.hint
+    assert _same(first, decoded(png))
+    assert _same(last, decoded(png))
+    assert faulty.losses == {loss: 2}  # the file was tried twice
+
+
+def test_a_decoder_killed_by_somebody_else_costs_nothing(faulty: IsolatedDecoder, tmp_path: Path) -> None:
+    [answer] = faulty([b"once" + str(tmp_path / "seen").encode()])
+    assert isinstance(answer, InputError)
+    assert answer.code == 400  # what the content itself deserves
+    assert "known here" in answer.message or "text" in answer.message
+    assert faulty.losses == {"died (-9)": 1}
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    large = io.BytesIO()
+    np.save(large, np.zeros((64, 1024, 1024), np.uint8))  # 256 MiB as float32
+    with_room, without = IsolatedDecoder(budget_s=60, memory=2**30), IsolatedDecoder(budget_s=60, memory=2**27)
+    try:
+        [decodes], [refused] = with_room([large.getvalue()]), without([large.getvalue()])
+        assert isinstance(decodes, Pixels)
+        assert isinstance(refused, InputError)
+        assert refused.code == 413
+        assert not without.losses  # it said so itself
+    finally:
+        with_room.close()
+        without.close()
+
+
+def test_what_cannot_be_started_is_a_fault_of_ours(png: bytes) -> None:
+    decoder = IsolatedDecoder(budget_s=5, module="no_such_module")
+    try:
+        [answer] = decoder([png])
+    finally:
+        decoder.close()
+    assert isinstance(answer, InputError)
+    assert answer.code == 503
+
+
+def test_nothing_of_the_input_is_logged(
+    faulty: IsolatedDecoder, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    list(faulty([b"crash", b"DOE^JANE"]))
+    assert "died" in caplog.text
+    assert "DOE" not in caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_the_decoder_dies_with_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_busy: bool) -> None:
+    (tmp_path / "faulty_codec.py").write_text(textwrap.dedent(FAULTY))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code = (
+        "import sys; from medad_serve.serving.isolation import IsolatedDecoder\n"
+        "d = IsolatedDecoder(budget_s=300, module='faulty_codec'); list(d([b'words'])); print(d.pid, flush=True)\n"
+        "list(d([b'hang' if sys.argv[1] == 'True' else b'x'])); import time; time.sleep(300)"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", code, str(is_busy)], stdout=subprocess.PIPE, text=True)
+    assert worker.stdout is not None
+    child = psutil.Process(int(worker.stdout.readline()))
+    time.sleep(0.5)
+    assert child.is_running()
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    worker.stdout.close()
+    psutil.wait_procs([child], timeout=5)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_decoder_process_loads_no_torch_and_leaves_no_core() -> None:
+    code = (
+        "import sys, medad_serve.serving.decoder_process\n"
+        "print([m for m in ('torch', 'onnxruntime', 'scipy', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_process_may_write_neither_a_core_dump_nor_a_log(decoder: IsolatedDecoder, png: bytes) -> None:
+    list(decoder([png]))
+    limits = Path(f"/proc/{decoder.pid}/limits").read_text()
+    [core] = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+    assert core.split()[4:6] == ["0", "0"]
+    assert Path(f"/proc/{decoder.pid}/fd/1").readlink() == Path(os.devnull)
+
+
+def test_a_decoder_is_opened_by_the_time_and_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "memory_bytes", lambda: 8 * 2**30)
+    decoder = isolation.open_decoder(response_timeout_s=100, workers=4)
+    assert decoder is not None
+    decoder.close()
+    assert (decoder.budget_s, decoder.memory) == (50, 2**30)
