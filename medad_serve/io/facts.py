@@ -32,6 +32,7 @@ def read_facts(ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[flo
         modality=code(ds, "Modality"),
         body_part=code(ds, "BodyPartExamined"),
         localizer=not _LOCALIZERS.isdisjoint(codes(ds, "ImageType")[2:]),
+        rescaled=_is_rescaled(ds, layout.frames),
         bits=None if layout.is_float else layout.bits_stored,
         photometric=layout.photometric,
         transfer_syntax=str(syntax),
@@ -45,6 +46,11 @@ def read_facts(ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[flo
         series=hashlib.sha256(series.encode()).hexdigest()[:16] if series else "",
         notes=(*notes, *faults),
     )
+
+
+def _is_rescaled(ds: Dataset, frames: int) -> bool:
+    source = _macro(ds, "PixelValueTransformationSequence", frames)
+    return "RescaleIntercept" in source or "RescaleSlope" in source or "ModalityLUTSequence" in ds
 
 
 def spacing(ds: Dataset, frames: int) -> tuple[float, float] | None:

@@ -31,6 +31,8 @@ class Facts:
     """By which the file itself asks to be shown."""
     localizer: bool = False
     """Whether the file says that it is a localiser (scout view), on which slices were planned."""
+    rescaled: bool = True
+    """Whether a DICOM file states a modality transform, by which stored values become measured ones (HU)."""
     bits: int | None = None
     """Of a stored whole number of a DICOM file (Bits Stored), PNG or JPEG."""
     stored_range: tuple[float, float] = (0.0, 1.0)

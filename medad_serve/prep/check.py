@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from medad_serve.errors import InputError
 from medad_serve.io import Pixels
-from medad_serve.spec import InputSpec, PrepSpec
+from medad_serve.spec import InputSpec, PrepSpec, Window
 
 
 def by_region(pixels: Pixels, prep: PrepSpec) -> bool:
@@ -33,12 +33,20 @@ def check_input(pixels: Pixels, spec: InputSpec, prep: PrepSpec) -> None:
             "(0018,0015) Body Part Examined is not one that the model was made for",
             f"Send one of {', '.join(spec.body_parts)}",
         )
+    if facts.modality == "CT" and not facts.rescaled and facts.stored_range[0] >= 0 and _is_in_units(prep):
+        fault = "the CT states no (0028,1052) Rescale Intercept: its values are no HU, which are negative for air"
+        raise InputError(422, fault, "Send the CT as it was acquired, with its rescale")
     _check_acquisition(pixels, spec)
     _check_size(pixels, spec, prep)
     if spec.values and not by_region(pixels, prep):
         low, high = spec.values
         if (pixels.array < low).any() or (pixels.array > high).any():
             raise InputError(422, f"the values lie outside {low:g} to {high:g}, which the model reads", spec.hint)
+
+
+def _is_in_units(prep: PrepSpec) -> bool:
+    """Whether values are windowed in their units, rather than by what the file proposes."""
+    return isinstance(prep.window, Window) or prep.regions is not None
 
 
 def _check_acquisition(pixels: Pixels, spec: InputSpec) -> None:

@@ -133,6 +133,40 @@ def test_stored_range_is_rescaled_and_rises(make_dicom: Any, slice_16: Any) -> N
     assert pixels.facts.stored_range == (-0.5 * 32767 + 10, 0.5 * 32768 + 10)
 
 
+def test_a_modality_transform_is_known_where_the_file_states_one(make_dicom: Any, slice_16: Any) -> None:
+    assert not decode(make_dicom(slice_16)).facts.rescaled
+    assert decode(make_dicom(slice_16, RescaleSlope=1, RescaleIntercept=0)).facts.rescaled
+    group, item = Dataset(), Dataset()
+    item.RescaleSlope, item.RescaleIntercept = 2, -1000
+    group.PixelValueTransformationSequence = [item]
+    assert decode(make_dicom(slice_16, SharedFunctionalGroupsSequence=[group])).facts.rescaled
+
+
+def test_bits_are_those_stored(make_dicom: Any, build_dataset: Any, to_bytes: Any) -> None:
+    assert decode(make_dicom(np.zeros((20, 20), np.uint16), BitsStored=12)).facts.bits == 12
+    ds = build_dataset(np.zeros((20, 20), np.float32))
+    ds.FloatPixelData = ds.PixelData
+    del ds.PixelData
+    assert decode(to_bytes(ds)).facts.bits is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (["ORIGINAL", "PRIMARY", "AXIAL"], False),
+        (["ORIGINAL", "PRIMARY", "LOCALIZER"], True),
+        (["ORIGINAL", "PRIMARY", "LOCALIZER", "CT_SOM5 TOP"], True),
+        (["DERIVED", "SECONDARY", "OTHER", "SCOUT"], True),
+        (["LOCALIZER", "PRIMARY"], False),
+        (["DERIVED"], False),
+    ],
+)
+def test_a_localiser_is_known_by_its_image_type(
+    make_dicom: Any, slice_16: Any, kind: list[str], expected: bool
+) -> None:
+    assert decode(make_dicom(slice_16, ImageType=kind)).facts.localizer is expected
+
+
 @pytest.mark.parametrize(("slope", "intercept"), [("0", "0"), ("1e300", "0"), ("1", "9e99")])
 def test_unusable_rescale_is_422(make_dicom: Any, slice_16: Any, slope: str, intercept: str) -> None:
     with pytest.raises(InputError, match=r"\(0028,1053\) Rescale Slope") as error:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydicom import uid
 from pydicom.pixels.encoders import RLELosslessEncoder
 
-from medad_serve.errors import InputError
+from medad_serve.errors import InputError, MedadError
 from medad_serve.io import Limits, Pixels, decode
 
 SMALL = Limits(max_bytes=32 * 2**20, max_values=8 * 2**20)
@@ -305,3 +305,16 @@ def test_decoding_is_silent(
     assert not caplog.records
     assert captured.out + captured.err == ""
     assert logging.getLogger("pydicom").disabled == disabled
+
+
+def test_limits_of_a_server_come_from_its_settings_and_over_them_its_environment() -> None:
+    limits = Limits.of({"max_frames": 7, "max_members": 8}, {"MEDAD_MAX_MEMBERS": "9", "PATH": "/bin"})
+    assert (limits.max_frames, limits.max_members, limits.max_bytes) == (7, 9, Limits().max_bytes)
+    assert Limits.of(None, {}) == Limits()
+
+
+@pytest.mark.parametrize("settings", [{"max_frame": 7}, {"max_frames": 0}, {"max_bytes": "much"}, {"max_bytes": -1}])
+def test_a_limit_that_is_none_is_named(settings: dict[str, Any]) -> None:
+    with pytest.raises(MedadError, match=next(iter(settings))):
+        Limits.of(settings, {})
+    assert Limits.of({"max_frames": 7}, {}).max_frames == 7

@@ -62,6 +62,39 @@ def test_what_is_left_out_is_counted(make_zip: Any, make_dicom: Any, slice_16: A
     assert "1 file left out: (7FE0,0010) Pixel Data is shorter" in text
 
 
+def test_localisers_are_named_and_left_out_however_many(
+    make_zip: Any, make_dicom: Any, slice_16: Any, slices: list[bytes]
+) -> None:
+    place = {"ImagePositionPatient": [0, 0, 50], "ImageOrientationPatient": AXIAL}  # in plane with the slices
+    scouts = [make_dicom(slice_16, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], **place) for _ in range(7)]
+    pixels = decode(make_zip([*scouts, *slices]))
+    assert pixels.array[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert pixels.facts.notes == ("7 files left out: localiser (scout view)",)
+    assert not pixels.facts.localizer
+    assert decode(make_zip(scouts[:2])).facts.localizer  # nothing else: the model's check refuses it
+
+
+def test_parts_of_a_request_are_read_as_the_files_of_a_zip(make_zip: Any, slices: list[bytes]) -> None:
+    zipped, parts = decode(make_zip(slices)), decode(tuple(slices))
+    assert np.array_equal(parts.array, zipped.array)
+    assert parts.facts == zipped.facts
+    assert decode((slices[0],)).facts == decode(slices[0]).facts
+
+
+def test_parts_are_bounded_together(make_zip: Any, slices: list[bytes]) -> None:
+    together = sum(map(len, slices))
+    assert decode(tuple(slices), Limits(max_bytes=together)).frames == len(slices)
+    for limits in (Limits(max_bytes=together - 1), Limits(max_members=len(slices) - 1)):
+        with pytest.raises(InputError) as error:
+            decode(tuple(slices), limits)
+        assert error.value.code == 413
+    with pytest.raises(InputError, match="Send the ZIP alone") as error:
+        decode((slices[0], make_zip(slices)))
+    assert error.value.code == 415
+    with pytest.raises(InputError, match="empty"):
+        decode(())
+
+
 def test_padding_is_kept_where_only_some_slices_have_it(make_zip: Any, make_dicom: Any, slice_16: Any) -> None:
     padded = slice_16.copy()
     padded[0] = -2000
