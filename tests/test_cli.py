@@ -1,31 +1,48 @@
-"""The command line as a user meets it: a process, its exit code and what it prints."""
+"""The command line as a user meets it: its exit code and what it prints, of a process where that is the claim."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from medad_serve.cli.main import main
 
+Done = subprocess.CompletedProcess[str]
+Call = Callable[..., Done]
 
-def _run(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+
+def _run(*arguments: object, cwd: Path | None = None) -> Done:
+    """Run the command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "medad_serve.cli.main", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, **environment},
         timeout=300,
     )
 
 
-def _refused(done: subprocess.CompletedProcess[str], code: int, says: str) -> None:
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """``call(*arguments)`` runs the command line in this process, in a folder of the test."""
+    monkeypatch.chdir(tmp_path)
+
+    def called(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["medad-serve", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return Done(sys.argv, left.value.code or 0, *capsys.readouterr())  # type: ignore[arg-type]
+
+    return called
+
+
+def _refused(done: Done, code: int, says: str) -> None:
     assert done.returncode == code, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -40,8 +57,8 @@ def test_help_names_every_command() -> None:
         assert name in done.stdout
 
 
-def test_info_lists_models_with_their_parameters() -> None:
-    found = json.loads(_run("info", "--json").stdout)
+def test_info_lists_models_with_their_parameters(call: Call) -> None:
+    found = json.loads(call("info", "--json").stdout)
     assert found["models"]["ae"]["parameters"] == 4_487_248
     assert {"onnx", "torchscript"} == set(found["runtimes"])
     assert int(found["java"]["version"]) >= 11
@@ -68,14 +85,8 @@ def test_info_lists_models_with_their_parameters() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_faults_are_one_line_with_the_right_exit_code(
-    arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["medad-serve", *arguments])
-    with pytest.raises(SystemExit) as left:
-        main()
-    _refused(subprocess.CompletedProcess(arguments, left.value.code, *capsys.readouterr()), code, says)
+def test_faults_are_one_line_with_the_right_exit_code(call: Call, arguments: list[str], code: int, says: str) -> None:
+    _refused(call(*arguments), code, says)
 
 
 def test_exit_codes_leave_the_process(tmp_path: Path) -> None:
@@ -84,30 +95,30 @@ def test_exit_codes_leave_the_process(tmp_path: Path) -> None:
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    done = _run("--debug", "export", "nowhere", cwd=tmp_path)
+    done = _run("--debug", "predict", "x.dcm", "--artifact", "nowhere", cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
 
-def test_an_unreadable_data_folder_is_one_line(cq500: Path, tmp_path: Path) -> None:
+def test_an_unreadable_data_folder_is_one_line(call: Call, cq500: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(cq500, tmp_path / "data"))
     for file in copy.rglob("*.dcm"):
         file.write_bytes(b"not a scan")
-    _refused(_run("train", "ae", "--data", f"cq500:{copy}", "calibration.policy=specificity=0.8"), 1, "could be used")
+    _refused(call("train", "ae", "--data", f"cq500:{copy}", "calibration.policy=specificity=0.8"), 1, "could be used")
 
 
-def test_too_few_patients_say_how_many_it_takes(cq500: Path, tmp_path: Path) -> None:
-    done = _run("train", "ae", "--data", f"cq500:{cq500}", "calibration.policy=specificity=0.99", cwd=tmp_path)
+def test_too_few_patients_say_how_many_it_takes(call: Call, cq500: Path, tmp_path: Path) -> None:
+    done = call("train", "ae", "--data", f"cq500:{cq500}", "calibration.policy=specificity=0.99")
     _refused(done, 1, "takes 99 healthy patients")
     assert not (tmp_path / "runs").exists()
 
 
-def test_evaluate_prints_both_levels_and_the_baselines(artifact: Path, tmp_path: Path) -> None:
-    done = _run("evaluate", artifact, "--out", tmp_path / "m.json")
+def test_evaluate_prints_both_levels_and_the_baselines(call: Call, artifact: Path, tmp_path: Path) -> None:
+    done = call("evaluate", artifact, "--out", tmp_path / "m.json")
     assert done.returncode == 0, done.stderr
     for word in ("slice", "patient", "baseline: mean", "baseline: p99", "specificity=0.8"):
         assert word in done.stdout
-    found = json.loads(_run("evaluate", artifact, "--out", tmp_path / "m.json", "--json").stdout)
+    found = json.loads(call("evaluate", artifact, "--out", tmp_path / "m.json", "--json").stdout)
     assert found == json.loads((tmp_path / "m.json").read_text())
 
 
@@ -122,23 +133,23 @@ def test_predict_by_a_run_loads_no_torch(artifact: Path, dicom_files: list[Path]
     assert json.loads(done.stdout)["level"] == "slice"
 
 
-def test_killed_caches_and_broken_runs_do_not_stay(run_path: Path, tmp_path: Path) -> None:
+def test_killed_caches_and_broken_runs_do_not_stay(call: Call, run_path: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run_path, tmp_path / "run", ignore=shutil.ignore_patterns("artifact")))
     (copy / "best.ckpt").write_bytes(b"cut short")
-    _refused(_run("export", copy), 1, "best.ckpt cannot be read")
+    _refused(call("export", copy), 1, "best.ckpt cannot be read")
     assert not (copy / "artifact").exists()
     (copy / "finished").unlink()
-    _refused(_run("export", copy), 1, "medad-serve train --resume")
+    _refused(call("export", copy), 1, "medad-serve train --resume")
 
 
-def test_bench_prints_ratios_to_the_floor() -> None:
-    found = json.loads(_run("bench", "--io", "--rounds", "3", "--json").stdout)
+def test_bench_prints_ratios_to_the_floor(call: Call) -> None:
+    found = json.loads(call("bench", "--io", "--rounds", "3", "--json").stdout)
     assert set(found["io"]) == {"parse: dcmread", "floor: dcmread + pixel_array", "decode", "decode + prepare"}
     assert all(ms > 0 for ms in found["io"].values())
 
 
-def test_bench_compares_runtimes_and_measures_a_step() -> None:
-    found = json.loads(_run("bench", "--latency", "--step", "--model", "ae", "--rounds", "1", "--json").stdout)
+def test_bench_compares_runtimes_and_measures_a_step(call: Call) -> None:
+    found = json.loads(call("bench", "--latency", "--step", "--model", "ae", "--rounds", "1", "--json").stdout)
     assert set(found["latency of ae"]) == {"floor: eager", "onnx", "torchscript"}
     assert found["step"]["ae"]["milliseconds"] > 0
     # Adam keeps the weights four times: value, gradient and two moments.

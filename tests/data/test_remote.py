@@ -13,9 +13,11 @@ from pathlib import Path
 import fsspec
 import pytest
 import yaml
+from click.testing import CliRunner
 from fake_aws import SOMEBODY, FakeAws
 from written import digests, table
 
+from medad_serve.cli.main import cli
 from medad_serve.data import read_table, remote
 from medad_serve.data.remote import mirrored
 from medad_serve.errors import MedadError
@@ -251,10 +253,10 @@ def test_class_folders_of_a_bucket_train(aws: FakeAws, cq500: Path, dicom_files:
         os.link(path, target)
     aws.upload(tmp_path / "classes", "bucket", "heads")
     settings = ["train.max_epochs=1", "settings.hidden_dim=16", "calibration.policy=specificity=0.8"]
-    command = [sys.executable, "-m", "medad_serve.cli.main", "train", "ae", "--data", "folders:s3://bucket/heads"]
-    runs = tmp_path / "runs"
-    done = subprocess.run([*command, *settings, "--runs", str(runs)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    settings += ["calibration.method=held_out", f"--runs={tmp_path / 'runs'}"]
+    command = ["train", "ae", "--data", "folders:s3://bucket/heads", *settings]
+    done = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert done.exit_code == 0
     assert done.stderr.count(f"mirroring {len(dicom_files)} files") == 1
     run = Path(done.stdout.strip())
     assert (run / "finished").is_file()
