@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -83,10 +84,12 @@ def read_properties(path: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def private_logging(*, console: bool = True) -> bytes:
-    """Return TorchServe's own logging with exceptions reduced to where they were thrown.
+def private_logging(*, console: bool = True, models: Sequence[str] = ()) -> bytes:
+    """Return TorchServe's own logging without what a request says.
 
-    Their messages can hold patient data: a body sent as a form (curl's default) that is none is quoted whole.
+    Exceptions are reduced to where they were thrown: their messages can hold patient data, as a body sent as a form
+    (curl's default) that is none is quoted whole. Of a request line, method and path stay, as far as they are
+    TorchServe's words or one of ``models``: whoever errs may name a patient in the place of a model.
     """
     spec = find_spec("ts")
     if spec is None or spec.origin is None:
@@ -95,7 +98,32 @@ def private_logging(*, console: bool = True) -> bytes:
         logging = jar.read("log4j2.xml")
     logging = logging.replace(b"%m%n", b"%m%notEmpty{ (thrown in %ex{short.className})}%n")
     logging = logging.replace(b"<PatternLayout ", b'<PatternLayout alwaysWriteExceptions="false" ')
+    start, named, rest = logging.partition(b'name="access_log"')
+    logging = start + named + rest.replace(b"%m%notEmpty", _request_line(models).encode() + b"%notEmpty", 1)
+    # else it is written to ts_log.log and the console again, as it came
+    logging = logging.replace(b'<Logger name="ACCESS_LOG" ', b'<Logger name="ACCESS_LOG" additivity="false" ')
+    logging = _QUIETER.sub(_QUIET, logging)
     return logging if console else logging.replace(b'<AppenderRef ref="STDOUT"/>', b"")
+
+
+_QUIETER = re.compile(rb'<Logger name="org.pytorch.serve" level="debug">\s*<AppenderRef ref="ts_log"/>\s*</Logger>')
+_QUIET = b"\n\t\t".join(
+    b'<Logger name="org.pytorch.serve%s"/>' % rest
+    for rest in (
+        b'" level="info',
+        *(b'.wlm.%s" level="warn' % c for c in (b"WorkerThread", b"WorkerLifeCycle", b"BatchAggregator")),
+    )
+)
+"""Twenty lines a request, each twice, are more work for the server than some requests."""
+
+
+def _request_line(models: Sequence[str]) -> str:
+    """Return the log4j2 pattern of ``/address "POST /predictions/NAME HTTP/1.1" status milliseconds``."""
+    names = "|".join(re.escape(name) for name in models)
+    spaces = "predictions|models|v1/models|v2/models|explanations"
+    path = "|".join([f"(?:{spaces})/(?:{names})" if names else "(?!)", spaces, "v2", "ping", "metrics", "token"])
+    line = rf'^(?:(\S+) "((?:GET|POST|PUT|DELETE|OPTIONS|HEAD|PATCH) /(?:{path})(?=[/?: ]))?.*" (\d+ \d+)|.*)$'
+    return f'%replace{{%m}}{{(?s){line}}}{{$1 "$2" $3}}'.replace('"', "&quot;")
 
 
 def installed_handler() -> Path:

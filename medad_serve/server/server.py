@@ -145,7 +145,7 @@ class Server:
         command += ["--model-store", str(self.store), "--ts-config", PROPERTIES]
         command += ["--models", *(f"{name}={name}.mar" for name in names)]
         # without the console where nobody would rotate what it writes; the log files rotate
-        write_whole(temporary / LOGGING, private_logging(console=foreground))
+        write_whole(temporary / LOGGING, private_logging(console=foreground, models=names))
         command += ["--log-config", str(temporary / LOGGING)]
         with (self.run_dir / "console.log").open("wb") as console:
             output = None if foreground else console
