@@ -94,8 +94,8 @@ def ks_level(n: float, m: float, alpha: float = ALPHA) -> float:
 def psi_level(n: float, m: float, bins: int, alpha: float = ALPHA) -> float:
     """Return the PSI that samples of ``n`` and ``m`` patients exceed with probability ``alpha``, at least 0.25.
 
-    The chi-square quantile is by Wilson and Hilferty (1931), within 1 % here: scipy.stats would cost every
-    worker a second and 60 MiB.
+    The chi-square quantile is by Wilson and Hilferty (1931), within 2 % here: scipy.stats would cost every
+    worker 60 MiB.
     """
     if bins < 2:
         return math.inf
