@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from medad_serve.client.packing import content
+from medad_serve.client.packing import body_of
 from medad_serve.client.retries import Patience, Retries, Unavailable, retry_after
 from medad_serve.client.tokens import URL, Tokens
 from medad_serve.errors import InputError, MedadError
@@ -66,6 +66,10 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._patience.close()
         self._http.close()
+
+    def token(self) -> str | None:
+        """Return the token that is sent, as it is now."""
+        return self._tokens.current()
 
     def predict(self, source: Source, model: str, *, heatmap: str | None = None, policy: str | None = None) -> Answer:
         """Return the answer for a file, its bytes or a series; an item's own error is returned as its JSON.
@@ -139,12 +143,13 @@ class Client:
         return _content(answer, model)
 
     def _post(self, source: Source, model: str, headers: dict[str, str], token: str | None) -> httpx.Response:
-        headers = {"Content-Type": "application/octet-stream", **headers}
+        body = body_of(source)
+        headers = {"Content-Type": body.kind, **headers}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         url = f"{self.url}/predictions/{quote(model, safe='')}"
         try:
-            answer = self._http.post(url, content=content(source), headers=headers)
+            answer = self._http.post(url, content=body.content, headers=headers)
         except httpx.ConnectError as error:
             if isinstance(fault := _root(error), ssl.SSLError):
                 raise _untrusted(self.url, fault) from None

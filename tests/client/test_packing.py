@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import email
 import os
 import tracemalloc
-import zipfile
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 from faulty_server import ANSWER, faulty_server
 
 from medad_serve.client import Client
-from medad_serve.client.packing import CHUNK, content, zipped
+from medad_serve.client.packing import CHUNK, Body, body_of
 from medad_serve.errors import InputError
-from medad_serve.io.limits import DEFAULT_LIMITS
-from medad_serve.io.members import read_members
+from medad_serve.serving.requests import read_request
 
 
 def written(folder: Path, count: int, size: int) -> list[Path]:
@@ -25,24 +23,31 @@ def written(folder: Path, count: int, size: int) -> list[Path]:
     return files
 
 
+def joined(body: Body) -> bytes:
+    return b"".join(body.content) if not isinstance(body.content, bytes) else body.content
+
+
 def test_a_series_is_packed_in_its_order_and_read_back(tmp_path: Path) -> None:
     files = written(tmp_path, 12, CHUNK + 5)[::-1]
-    body = b"".join(zipped(files))
-    assert read_members(body, DEFAULT_LIMITS) == [file.read_bytes() for file in files]
-    with zipfile.ZipFile(BytesIO(body)) as archive:
-        assert archive.testzip() is None
-        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+    body = body_of(files)
+    sent = joined(body)
+    assert read_request({"body": sent}, {"Content-Type": body.kind}).source == tuple(map(Path.read_bytes, files))
+    message = email.message_from_bytes(b"Content-Type: " + body.kind.encode() + b"\r\n\r\n" + sent)
+    assert [part.get_content_type() for part in message.walk()] == [
+        "multipart/related",
+        *["application/octet-stream"] * 12,
+    ]
 
 
 def test_no_name_of_a_file_is_sent(tmp_path: Path) -> None:
-    assert b"Patient" not in b"".join(zipped(written(tmp_path, 3, 10)))
+    assert b"Patient" not in joined(body_of(written(tmp_path, 3, 10)))
 
 
 def test_memory_does_not_grow_with_the_series(tmp_path: Path) -> None:
     files = written(tmp_path, 4, 2 * CHUNK)
     tracemalloc.start()
     try:
-        total = sum(len(part) for part in zipped(files * 8))
+        total = sum(len(part) for part in body_of(files * 8).content)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -53,8 +58,8 @@ def test_memory_does_not_grow_with_the_series(tmp_path: Path) -> None:
 def test_a_large_file_is_sent_in_pieces_and_a_small_one_whole(tmp_path: Path) -> None:
     small, large = written(tmp_path, 2, CHUNK // 2)
     large.write_bytes(small.read_bytes() * 7)
-    assert content(small) == small.read_bytes()
-    assert b"".join(content(large)) == large.read_bytes()  # type: ignore[arg-type]
+    assert body_of(small).content == small.read_bytes()
+    assert joined(body_of(large)) == large.read_bytes()
 
 
 @pytest.mark.parametrize("place", [0, 2])
@@ -62,7 +67,7 @@ def test_a_file_of_a_series_that_is_missing_is_an_items_error(tmp_path: Path, pl
     files = written(tmp_path, 3, 10)
     files[place].unlink()
     with pytest.raises(InputError, match="cannot be read"):
-        content(files)
+        body_of(files)
     with faulty_server() as server, Client(server.url, token="t") as client:
         assert client.predict(files, "m")["error"]["code"] == 400
         assert server.met == []

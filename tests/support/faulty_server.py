@@ -70,6 +70,7 @@ class FaultyServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet: apart, the second would wait for the first's acknowledgement
     server: FaultyServer
 
     def do_POST(self) -> None:
@@ -91,6 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(said[: len(said) // 2] if fault.cut else said)
+        self.wfile.flush()
         self.close_connection = fault.cut
 
     def _body(self) -> bytes:
