@@ -106,6 +106,8 @@ def score_parts(bundle: Bundle, runtime_of: Callable[[AnomalyModel], Runtime]) -
         np.concatenate([p.labels for p in bundle.parts]),
         tuple(name for p in bundle.parts for name in p.patients),
     )
+    if np.ptp(held_out.scores) == 0:
+        raise MedadError("the model gives every held-out item the same score", "Train it longer or otherwise")
     return calibrate(
         held_out,
         fingerprint=bundle.fingerprint,

@@ -269,13 +269,22 @@ class Manifest(Frozen):
 S = TypeVar("S", bound=BaseModel)
 
 
+_SHAPES = {
+    "tuple_type": "must be a list in brackets, e.g. [1, 3]",
+    "dict_type": "must be fields, e.g. {low: 1, high: 99}",
+    "model_type": "must be fields, e.g. {low: 1, high: 99}",
+}
+"""What pydantic says of Python's types, as whoever writes YAML or key=value knows them."""
+
+
 def validated(kind: type[S], data: object, source: str) -> S:
     """Build ``kind`` from plain data; a fault becomes one line that names each field at fault."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(str(p) for p in e['loc']) or 'value'}: {e['msg'].removeprefix('Value error, ')}"
+            f"{'.'.join(str(p) for p in e['loc']) or 'value'}: "
+            + _SHAPES.get(e["type"], e["msg"].removeprefix("Value error, "))
             for e in error.errors()
         )
         raise MedadError(f"{source} cannot be used ({faults})", "Correct the fields named") from None

@@ -46,8 +46,8 @@ def read_weights(init: str) -> State:
             f"{path} holds pickled code or no tensors at all, which is not read",
             "Save its state_dict alone, as .safetensors",
         ) from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise MedadError(f"{path} cannot be read ({type(error).__name__})", "Name a whole file of weights") from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError):
+        raise MedadError(f"{path} is no whole file of weights", "Fetch or save it again") from None
     if not found:
         raise MedadError(f"{path} holds no tensors by name", "Save the state_dict of a model")
     return found

@@ -23,7 +23,11 @@ from medad_serve.spec import read_yaml
 from medad_serve.training.config import parse_overrides, resolve
 
 Say = Callable[[str], None]
-METRICS = ("train/loss", "val/loss", "val/auroc", "val/auprc", "test/auroc", "test/auprc")
+_TERMS = ("loss", "l2_loss", "ssim_loss", "segmentation_loss", "severity_loss", "severity_mae")
+METRICS = (
+    *(f"{stage}/{term}" for stage in ("train", "val") for term in _TERMS),
+    *("val/auroc", "val/auprc", "val/accuracy", "test/auroc", "test/auprc"),
+)
 """Figures that SageMaker reads off the log; CloudWatch knows them by these names."""
 _NUMBER = r"([0-9.]+(?:e[-+]?[0-9]+)?)"
 _ELSEWHERE = ("device=", "logger=", "init=")

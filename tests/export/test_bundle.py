@@ -135,6 +135,11 @@ def test_scores_that_are_not_finite_are_refused(bundle: Bundle) -> None:
         score_parts(bundle, lambda _: Shifted(bundle, float("nan")))
 
 
+def test_a_model_that_tells_nothing_apart_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(MedadError, match="same score"):
+        score_parts(bundle, lambda _: Shifted(bundle, 0.0))
+
+
 def test_too_few_healthy_patients_are_refused(bundle: Bundle) -> None:
     with pytest.raises(MedadError, match="takes at least 19"):
         score_parts(replace(bundle, policy="specificity=0.95"), EagerRuntime)

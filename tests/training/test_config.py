@@ -51,6 +51,8 @@ def test_precision_32_is_full_precision() -> None:
     [
         (["max_epochs=3"], r"Did you mean train\.max_epochs\?"),
         (["train.max_epoch=3"], r"train\.max_epochs"),
+        (["prep.size=64"], r"prep\.size: must be a list in brackets"),
+        (["prep.normalize=[1, 99]"], r"prep\.normalize: must be fields, e\.g\. \{low: 1"),
         (["train.max_epochs=many"], r"train\.max_epochs: Input should be a valid integer"),
         (["train.max_epochs=0"], r"train\.max_epochs"),
         (["train.max_epochs"], "no key=value"),
