@@ -16,6 +16,7 @@ COMMANDS = {
     "archive": ("serving", "archive"),
     "bench": ("bench", "bench"),
     "crop-vertebrae": ("volumes", "crop_vertebrae"),
+    "drift": ("drift", "drift"),
     "errormaps": ("volumes", "errormaps"),
     "evaluate": ("evaluation", "evaluate"),
     "export": ("training", "export"),

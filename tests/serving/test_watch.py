@@ -17,11 +17,13 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from click.testing import CliRunner
 from false_alarms import level_of
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
+from medad_serve.cli.drift import drift
 from medad_serve.client import Client
-from medad_serve.errors import InputError
+from medad_serve.errors import InputError, MedadError
 from medad_serve.export.archive import archive
 from medad_serve.predictor import Result
 from medad_serve.server import Ports, Server
@@ -194,6 +196,43 @@ def test_torchserves_own_metrics_are_all_declared() -> None:
     assert all(name.startswith("medad_") for _, _, name in ours.keys() - theirs.keys())
 
 
+def test_the_command_shows_each_worker_and_fails_at_an_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    gauges = {
+        "patients": 100,
+        "share_anomalous": 0.25,
+        "ks": 0.5,
+        "ks_alarm_level": 0.3,
+        "psi": 2,
+        "psi_alarm_level": 1,
+    }
+    text = ""
+    for worker, values in {"9000": gauges | {"alarm": 1}, "9001": dict.fromkeys([*gauges, "alarm"], 0)}.items():
+        for name, value in values.items():
+            text += (
+                f'# TYPE x gauge\nmedad_drift_{name}{{model_name="m",worker="{worker}",Hostname="h",}} {float(value)}\n'
+            )
+    monkeypatch.setattr(
+        httpx, "get", lambda url, **_: httpx.Response(200, text=text, request=httpx.Request("GET", url))
+    )
+    shown = CliRunner().invoke(drift, ["--url", "http://here"])
+    assert shown.exit_code == 1
+    assert re.search(r"^m +9000 +100 +25.0% +0.500 of 0.300 +2.000 of 1.000 +alarm *$", shown.output, re.MULTILINE)
+    assert re.search(r"^m +9001 +0 +0.0% +too few to tell *$", shown.output, re.MULTILINE)
+
+
+@pytest.mark.parametrize("fault", ["refused", "other"])
+def test_the_command_says_what_it_cannot_read(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(url: str, **_: object) -> httpx.Response:
+        if fault == "refused":
+            raise httpx.ConnectError("connection refused")
+        return httpx.Response(200, text="Requests2XX 1.0\n", request=httpx.Request("GET", url))
+
+    monkeypatch.setattr(httpx, "get", answer)
+    expected = {"refused": r"cannot be read \(connection refused\). Check --url", "other": "no worker tells of drift"}
+    with pytest.raises(MedadError, match=expected[fault]):
+        drift.main(["--url", "http://here"], standalone_mode=False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "worker"),
     [
@@ -263,6 +302,9 @@ def test_prometheus_tells_what_two_workers_were_sent(server: Server, dicom_files
     assert told == set(workers(server))
     # two slices a patient, each sent alone
     assert 0 < sum(v for (name, _), v in found.items() if name == "medad_drift_patients") <= codes["200"] / 2
+    shown = CliRunner().invoke(drift, ["--url", server.url("metrics")], catch_exceptions=False)
+    assert all(re.search(rf"^probe +{worker} ", shown.output, re.MULTILINE) for worker in told)
+    assert shown.exit_code == max(v for (name, _), v in found.items() if name == "medad_drift_alarm")
 
 
 @pytest.mark.server
