@@ -1,0 +1,90 @@
+"""Which connections wait for an answer, by what the kernel knows of them."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from medad_serve.server.drain import SETTLE_S, Exchange, drain, exchanges
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's sock_diag is Linux's own")
+
+
+@pytest.mark.parametrize(
+    ("exchange", "waits"),
+    [
+        (Exchange(sent=9.0, received=9.0, bytes_sent=0, bytes_received=0), False),  # connected, nothing asked
+        (Exchange(sent=9.0, received=1.0, bytes_sent=0, bytes_received=10), True),  # asked
+        (Exchange(sent=9.0, received=9.0, bytes_sent=1, bytes_received=10), True),  # within one tick of connecting
+        (Exchange(sent=0.5, received=1.0, bytes_sent=10, bytes_received=10), False),  # answered
+        (Exchange(sent=1.0, received=0.5, bytes_sent=10, bytes_received=20), True),  # asked again
+        (Exchange(sent=0.1, received=0.1, bytes_sent=10, bytes_received=20), True),  # either: too early to tell
+        (Exchange(sent=SETTLE_S + 1, received=SETTLE_S + 1, bytes_sent=10, bytes_received=20), False),
+    ],
+)
+def test_who_waits(exchange: Exchange, waits: bool) -> None:
+    assert exchange.waits(working=False) is waits
+
+
+def test_what_may_be_either_waits_while_anything_is_computed() -> None:
+    assert Exchange(sent=99.0, received=99.0, bytes_sent=10, bytes_received=20).waits(working=True)
+
+
+@pytest.fixture
+def pairs() -> Iterator[tuple[int, list[tuple[socket.socket, socket.socket]]]]:
+    """A port and three connections to it, each as (client, server)."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        made = [(socket.create_connection(("127.0.0.1", port)), listening.accept()[0]) for _ in range(3)]
+        yield port, made
+        for client, server in made:
+            client.close()
+            server.close()
+
+
+def test_the_kernel_tells_asked_from_answered(
+    pairs: tuple[int, list[tuple[socket.socket, socket.socket]]],
+) -> None:
+    port, (idle, asked, answered) = pairs
+    time.sleep(0.1)
+    for client, server in (asked, answered):
+        client.sendall(b"request")
+        server.recv(100)
+    time.sleep(0.1)
+    answered[1].sendall(b"answer")
+    time.sleep(0.05)
+    ends = sorted(exchange.waits(working=False) for exchange in exchanges(port))
+    assert ends == [False, False, True]
+    assert not list(exchanges(1))
+    assert idle
+
+
+def test_a_drain_ends_with_the_last_answer_and_no_later_than_told(
+    pairs: tuple[int, list[tuple[socket.socket, socket.socket]]],
+) -> None:
+    port, (_, (client, server), _) = pairs
+    process = psutil.Process()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:  # a worker that waits
+        begun = time.monotonic()
+        drain(process, port, 5)
+        assert time.monotonic() - begun < 1
+        time.sleep(0.05)
+        client.sendall(b"request")
+        time.sleep(0.05)
+        begun = time.monotonic()
+        drain(process, port, 0.5)
+        assert 0.5 <= time.monotonic() - begun < 2
+        answer = threading.Timer(0.5, server.sendall, [b"answer"])
+        answer.start()
+        begun = time.monotonic()
+        drain(process, port, 30)
+        assert 0.4 < time.monotonic() - begun < 10
+        answer.join()
+        child.communicate(b"\n")
