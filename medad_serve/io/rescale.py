@@ -134,6 +134,8 @@ def _as_stored(value: float, layout: Layout) -> int:
     if not math.isfinite(value):
         raise InputError(400, f"{label('PixelPaddingValue')} is not a number", DAMAGED)
     number_ = int(value)
+    if layout.signed and layout.bits_allocated == 8 and 2**15 <= number_ < 2**16:  # the element has 16 bits
+        number_ -= 2**16
     if layout.signed and span // 2 <= number_ < span:
         return number_ - span
     return number_ + span if not layout.signed and -span // 2 <= number_ < 0 else number_
