@@ -155,22 +155,6 @@ def test_models_cannot_be_registered_while_running(server: Server) -> None:
         assert answer.status_code == 405
 
 
-def test_logs_hold_nothing_of_the_input(client: Client, server: Server, ct: bytes) -> None:
-    """A form that is none, which curl --data-binary sends unless told, is quoted by TorchServe's exceptions."""
-    key = json.loads(server.key_file.read_text())["inference"]["key"]
-    for body, kind in ((ct + b"%zz", "application/x-www-form-urlencoded"), (ct, "multipart/form-data; boundary=x")):
-        headers = {"Authorization": f"Bearer {key}", "Content-Type": kind}
-        answer = httpx.post(
-            f"{server.url('inference')}/predictions/tiny", content=body, headers=headers, trust_env=False
-        )
-        assert answer.status_code >= 400
-    client.predict(ct[:3000], "tiny")
-    text = b"".join(path.read_bytes() for path in server.run_dir.rglob("*.log"))
-    assert b"thrown in" in text
-    assert b"Name^" not in text
-    assert b"CQ500CT0" not in text
-
-
 def test_the_token_file_is_the_owners_alone(server: Server) -> None:
     assert server.key_file.stat().st_mode & 0o077 == 0
     assert server.run_dir.stat().st_mode & 0o077 == 0
@@ -231,6 +215,17 @@ def test_a_model_that_does_not_load_gives_the_workers_reason(artifact: Path, tmp
         server.start()
     assert server.process() is None
     assert not server.key_file.exists()
+
+
+def test_workers_that_die_again_and_again_are_given_up(artifact: Path, tmp_path: Path) -> None:
+    """TorchServe starts them for ever."""
+    archive(artifact, tmp_path, name="m")
+    with (tmp_path / "config.properties").open("a") as settings:
+        settings.write("metrics_config=/nowhere/metrics.yaml\n")
+    server = Server(tmp_path, Ports.free())
+    with pytest.raises(MedadError, match=r"m does not load: .*metrics\.yaml"):
+        server.start(timeout=500)
+    assert server.process() is None
 
 
 def test_a_damaged_archive_is_refused_by_name_before_the_start(artifact: Path, tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from medad_serve.server.settings import KINDS, Ports, check_port, port_of, run_d
 from medad_serve.server.tls import Tls, trusting
 
 KEY_FILE = "key_file.json"
+DEATHS = 3
+"""Workers that may end in an exception before the model is given up."""
 
 
 class Server:
@@ -175,7 +177,7 @@ class Server:
             if self.process() is None:
                 raise self._failure("TorchServe ended while starting")
             for name in waiting:
-                if f"Load model failed: {name}," in self._log():
+                if _has_failed(self._log(), name):
                     time.sleep(0.5)  # the worker's last words come through another thread
                     raise self._failure(f"model {name} does not load", name)
             if time.monotonic() > deadline:
@@ -225,6 +227,12 @@ class Server:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         (self.run_dir / STATE).unlink(missing_ok=True)
+
+
+def _has_failed(log: str, model: str) -> bool:
+    """Whether a model did not load, or its workers die before they can say so: TorchServe starts them for ever."""
+    deaths = re.findall(rf"W-\d+-{re.escape(model)}_\S*-std\w+ MODEL_LOG - Traceback", log)
+    return f"Load model failed: {model}," in log or len(deaths) >= DEATHS
 
 
 def _last_exception(log: str, model: str) -> str:

@@ -1,0 +1,98 @@
+"""Faults on one real server under load, as a table: sent, answered, retried, lost.
+
+    python tests/campaigns/faults.py STORE --model NAME FILES... [--clients 8] [--seconds 5] [--out table.json]
+
+STORE should lie on a small file system of its own where the full disk is to be tried (it is filled). Ends with
+status 1 where anything was lost, or answered otherwise than alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from faults import START_S, bad_clients, full_disk, in_foreground, kill_worker, restart, terminate_java
+from load import Tally, load
+
+from medad_serve.server import Ports, Server
+
+
+def drills(server: Server, model: str, body: bytes, seconds: float) -> dict[str, Callable[[], object]]:
+    """Name what is done to the server while it is asked; each leaves it serving."""
+
+    def slow_clients() -> None:
+        with bad_clients(server, model, body, count=100):
+            time.sleep(seconds)
+
+    def no_room() -> None:
+        with full_disk(server.store):
+            time.sleep(seconds)
+
+    def second_server() -> None:
+        second = Server(server.store, Ports.free())
+        second.start([model], timeout=START_S)
+        second.stop()
+
+    made = {
+        "nothing": lambda: time.sleep(seconds),
+        "worker killed with -9": lambda: kill_worker(server),
+        "100 slow and 100 dropping clients": slow_clients,
+        "a second server starts and stops": second_server,
+        "stopped and started": lambda: restart(server, [model]),
+        "SIGTERM to TorchServe, then started": lambda: terminate_java(server, [model]),
+        "SIGTERM to medad-serve, then started": lambda: by_supervisor(server, model),
+    }
+    return {**made, "disk full": no_room} if server.store.is_mount() or server.store.parent.is_mount() else made
+
+
+def by_supervisor(server: Server, model: str) -> None:
+    """End the server, run it in the foreground, terminate that, and start it again."""
+    server.stop()
+    with in_foreground(server, [model]) as process:
+        time.sleep(2)
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+    server.start([model], timeout=START_S)
+
+
+def main() -> int:
+    """Run every drill; return 1 where anything was lost or wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--out", type=Path)
+    how = parser.parse_args()
+    server = Server(how.store, Ports.free())
+    server.start([how.model], timeout=START_S)
+    table: dict[str, Tally] = {}
+    print(f"{'fault':40}{'sent':>7}{'answered':>10}{'retried':>9}{'wrong':>7}{'lost':>6}{'slowest s':>11}")
+    try:
+        for name, fault in drills(server, how.model, how.files[0].read_bytes(), how.seconds).items():
+            tally = load(server, how.model, how.files, fault, clients=how.clients, seconds=how.seconds)
+            table[name] = tally
+            print(
+                f"{name:40}{tally.sent:7}{tally.answered:10}{tally.retried:9}{tally.wrong:7}{tally.lost:6}"
+                f"{tally.slowest_s:11.1f}",
+                *tally.faults,
+                flush=True,
+            )
+    finally:
+        if server.process():
+            server.stop(drain=0)
+    if how.out:
+        how.out.write_text(json.dumps({name: tally._asdict() for name, tally in table.items()}, indent=1) + "\n")
+    return int(any(tally.lost or tally.wrong for tally in table.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
