@@ -1,4 +1,4 @@
-"""What a ZIP or a request of several files holds: the slices of a series or a volume, and perhaps a label mask beside it."""
+"""What files sent together hold: the slices of a series or a volume, and perhaps a label mask beside it."""
 
 from __future__ import annotations
 

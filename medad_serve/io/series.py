@@ -23,8 +23,8 @@ def decode_series(members: list[bytes], limits: Limits) -> Pixels:
 
     Localisers are left out; of the others the series, orientation and size with most slices is kept, and one
     slice of each place. Whatever is left out is counted in ``facts.notes``, and so are slices that are missing.
-    Slices that state no place keep the order given. Where slices differ in spacing or windows, those of the first hold. The affine is that
-    of the slices kept, where they lie evenly.
+    Slices that state no place keep the order given. Where slices differ in spacing or windows, those of the
+    first hold. The affine is that of the slices kept, where they lie evenly.
 
     Raises:
         InputError: 400 no member is a readable image, 413 too many values.
