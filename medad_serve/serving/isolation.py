@@ -28,7 +28,7 @@ from medad_serve.serving.wire import SCRATCH_BYTES, Channel, Undecoded, receive_
 logger = logging.getLogger(__name__)
 MEMORY_BYTES = 4 * 2**30
 """What the largest accepted series takes while its slices are put together, and some."""
-STARTUP_S = 60.0
+STARTUP_S = 30.0
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -58,15 +58,19 @@ class IsolatedDecoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._ready = False
+        self._waited_s = 0.0
         self._start()
 
     def __call__(self, sources: Sequence[Undecoded]) -> Iterator[Pixels | InputError]:
-        """Yield pixels or the error of each source, in order; time that the caller takes in between is not counted."""
+        """Yield pixels or the error of each source, in order.
+
+        Neither what the caller takes in between is counted, nor the start of a process.
+        """
         left = self.budget_s
         for index, source in enumerate(sources):
-            start = time.monotonic()
-            answer = self._decode(source, left / (len(sources) - index))
-            left = max(left - (time.monotonic() - start), 0.0)
+            start, waited = time.monotonic(), self._waited_s
+            answer = self._decode(source, max(left, 0.0) / (len(sources) - index))
+            left -= time.monotonic() - start - (self._waited_s - waited)
             yield answer
 
     def close(self) -> None:
@@ -86,7 +90,7 @@ class IsolatedDecoder:
             deadline = time.monotonic() + allowed_s
             for _ in range(2):
                 try:
-                    deadline += self._wait_until_ready()
+                    deadline += self._wait_until_ready()  # a process that starts costs no file its time
                     return self._ask(source, deadline)
                 except TimeoutError:
                     self._lost("hung")
@@ -139,7 +143,9 @@ class IsolatedDecoder:
                 self._ready = False
             if not self._ready:
                 raise EOFError("the process has ended while starting")
-        return time.monotonic() - start
+        waited = time.monotonic() - start
+        self._waited_s += waited
+        return waited
 
     def _lost(self, how: str) -> int | None:
         """Count and log a lost process, and start the next; return the status of one that died by itself."""

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import zipfile
 from collections.abc import Iterator
@@ -30,31 +29,7 @@ from medad_serve.serving.isolation import IsolatedDecoder
 from medad_serve.serving.plain import is_plain
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
-FAULTY = '''
-"""A decoder process whose codec does what the first bytes of a source say."""
-import os, signal, sys, time
-from medad_serve.serving import decoder_process as process
-real = process.decoded
-
-def faulty(source):
-    if source == b"hang":
-        time.sleep(600)
-    if source == b"crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if source == b"killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if isinstance(source, bytes) and source.startswith(b"once") and not os.path.exists(source[4:]):
-        open(source[4:], "w").close()
-        os.kill(os.getpid(), signal.SIGKILL)
-    if source == b"nonsense":
-        os.write(int(sys.argv[1]), b"\\xff" * 100)
-    if source == b"bits":
-        return len
-    return real(source)
-
-process.decoded = faulty
-process.main(*map(int, sys.argv[1:5]))
-'''
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +40,8 @@ def decoder() -> Iterator[IsolatedDecoder]:
 
 
 @pytest.fixture
-def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[IsolatedDecoder]:
-    (tmp_path / "faulty_codec.py").write_text(textwrap.dedent(FAULTY))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[IsolatedDecoder]:
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
     made = IsolatedDecoder(budget_s=4, module="faulty_codec")
     yield made
     made.close()
@@ -190,7 +164,7 @@ def test_a_decoder_that_hangs_is_ended_and_its_neighbours_keep_their_time(faulty
     [
         (b"crash", 400, "died (-11)"),
         (b"killed", 413, "died (-9)"),
-        (b"bits", 400, "made no sense"),
+        (b"class", 400, "made no sense"),
         (b"nonsense", 400, "made no sense"),
     ],
 )
@@ -248,9 +222,8 @@ def test_nothing_of_the_input_is_logged(
 
 
 @pytest.mark.parametrize("is_busy", [False, True])
-def test_the_decoder_dies_with_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_busy: bool) -> None:
-    (tmp_path / "faulty_codec.py").write_text(textwrap.dedent(FAULTY))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+def test_the_decoder_dies_with_its_worker(monkeypatch: pytest.MonkeyPatch, is_busy: bool) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
     code = (
         "import sys; from medad_serve.serving.isolation import IsolatedDecoder\n"
         "d = IsolatedDecoder(budget_s=300, module='faulty_codec'); list(d([b'words'])); print(d.pid, flush=True)\n"

@@ -1,0 +1,39 @@
+"""A decoder process whose codec does what a source says: ``python -m faulty_codec``, as IsolatedDecoder starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from medad_serve.serving import decoder_process as process
+
+real = process.decoded
+
+
+def decoded(source: Any) -> Any:
+    """Hang, die or talk nonsense where the source says so; decode everything else."""
+    if source == b"hang":
+        time.sleep(600)
+    if source == b"crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if source == b"killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if isinstance(source, bytes) and source.startswith(b"once"):
+        seen = Path(os.fsdecode(source[4:]))
+        if not seen.exists():
+            seen.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    if source == b"nonsense":
+        os.write(int(sys.argv[1]), b"\xff" * 100)
+    if source == b"class":
+        return os.system
+    return real(source)
+
+
+if __name__ == "__main__":
+    process.decoded = decoded
+    process.main(*map(int, sys.argv[1:5]))
