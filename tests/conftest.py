@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,6 +143,28 @@ def artifact(run_path: Path) -> Path:
     from medad_serve.training.run import open_run
 
     return export_run(open_run(run_path), ["onnx", "torchscript"])
+
+
+DRAEM = (
+    "prep.size=[32,32]",
+    "settings.reconstructive_width=4",
+    "settings.discriminative_width=4",
+    "settings.severity_widths=[4,4,4]",
+    "settings.faults.patch_width_range=[4,12]",
+    "settings.score_window=5",
+    "train.max_epochs=2",
+    "calibration.policy=specificity=0.8",
+)
+
+
+@pytest.fixture(scope="session")
+def draem_quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of a small quickstart of ``draem`` and what it returned; do not change it."""
+    from medad_serve.quickstart import FOLDER, Plan, quickstart
+
+    runs = tmp_path_factory.mktemp("runs")
+    summary = quickstart(runs, "draem", plan=Plan(healthy=45, abnormal=8, slices=1, overrides=DRAEM))
+    return runs / FOLDER, summary
 
 
 @pytest.fixture(scope="session")

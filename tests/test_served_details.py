@@ -9,44 +9,38 @@ from typing import Any
 import pytest
 
 from medad_serve.client import Client
-from medad_serve.data.phantoms import PHANTOMS
+from medad_serve.data.phantoms import write_chest
 from medad_serve.evaluation import export_run
 from medad_serve.export.archive import archive
-from medad_serve.models import family
 from medad_serve.predictor import Predictor
 from medad_serve.server import Ports, Server
 from medad_serve.training.config import resolve
 from medad_serve.training.fit import fit
-from medad_serve.training.run import Run, create_run
+from medad_serve.training.run import Run, create_run, open_run
 
-SMALL = ("train.max_epochs=1", "calibration.method=held_out", "calibration.policy=specificity=0.8")
-MODELS = {
-    "draem": (
-        "prep.size=[64,64]",
-        "settings.reconstructive_width=4",
-        "settings.discriminative_width=4",
-        "settings.faults.patch_width_range=[5,20]",
-        "settings.score_window=5",
-    ),
-    "efficientnet_b0": ("prep.size=[64,64]", "train.batch_size=8", "train.learning_rate=3e-3"),
-}
+FILMS = (
+    "prep.size=[64,64]",
+    "train.max_epochs=1",
+    "train.batch_size=8",
+    "train.learning_rate=3e-3",
+    "calibration.method=held_out",
+    "calibration.policy=specificity=0.8",
+)
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
-def _exported(model: str, root: Path) -> tuple[Run, Path]:
-    phantom = PHANTOMS[family(model).phantom]
-    phantom.write(root / model, healthy=40, abnormal=12, slices=1, seed=3)
-    run = create_run(resolve(model, f"{phantom.layout}:{root / model}", None, [*SMALL, *MODELS[model]]), root / "runs")
-    fit(run, run.prepared())
-    return run, export_run(run, ["onnx"], name=model)
-
-
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Run, Path]]:
-    """Both models, trained for an epoch and exported."""
+def exported(
+    draem_quickstart: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Run, Path]]:
+    """Run and artifact of a classifier of films, trained for an epoch, and of the quickstart's DRAEM."""
     root = tmp_path_factory.mktemp("details")
-    return {model: _exported(model, root) for model in MODELS}
+    write_chest(root / "data", healthy=40, abnormal=12, slices=1, seed=3)
+    films = create_run(resolve("efficientnet_b0", f"folders:{root / 'data'}", None, FILMS), root / "runs")
+    fit(films, films.prepared())
+    maps = open_run(draem_quickstart[0])
+    return {"efficientnet_b0": (films, export_run(films, ["onnx"])), "draem": (maps, maps.artifact)}
 
 
 @pytest.fixture(scope="module")
