@@ -46,15 +46,27 @@ def test_every_command_of_the_readme_is_in_a_section_that_is_run() -> None:
     assert {title for title, text in SECTIONS.items() if _blocks(text, "bash")} == {"Use it", "Models"}
 
 
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which the commands of "Use it" ran, which those of "Models" go on in, and what they printed."""
+    work = tmp_path_factory.mktemp("readme") / "work"
+    work.mkdir()
+    return work, _run("Use it", work).stdout
+
+
 @pytest.mark.server
 @pytest.mark.slow
-def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
-    done = _run("Use it", work)
-    assert '"policy": "specificity=0.9"' in done.stdout  # what curl was answered
+def test_every_command_that_the_readme_begins_with_works(used: tuple[Path, str]) -> None:
+    work, said = used
+    assert '"policy": "specificity=0.9"' in said  # what curl was answered
     assert list((work / "overlays").glob("*.png"))
-    done = _run("Models", work)
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_every_command_for_the_models_of_the_readme_works(used: tuple[Path, str]) -> None:
+    work, _ = used
+    _run("Models", work)
     assert (work / "runs" / "vqvae" / "report" / "report.html").is_file() or list(
         work.glob("runs/vqvae/*/report/*.html")
     )
