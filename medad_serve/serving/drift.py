@@ -30,7 +30,7 @@ WINDOW = 100
 MINIMUM = 20
 """Patients with scores below the cutoff from which on the statistics are told."""
 ALPHA = 0.001
-"""Chance of a false alarm of each of the two statistics on one full window, in theory and at most."""
+"""Chance of a false alarm of each of the two statistics on one full window; docs/serving.md has what was measured."""
 BINS = 10
 NOTABLE_PSI = 0.25
 """What the field calls a major shift; lower ones give no alarm, however sure they are."""
