@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medad_serve.artifact import load_manifest, write_manifest
+from medad_serve.errors import InputError
 from medad_serve.io import decode
 from medad_serve.models import family
 from medad_serve.predictor import Predictor, Result
@@ -130,22 +132,29 @@ def _saved(values: NDArray[np.float32], like: Path) -> bytes:
     return buffer.getvalue()
 
 
+def readable(files: list[Path], prep: PrepSpec) -> Iterator[Tensor]:
+    """What decodes, prepared: a lent file may be damaged, as those of a hospital may."""
+    for path in files:
+        with suppress(InputError):
+            yield prepare(decode(path), prep).tensor
+
+
 @pytest.mark.parametrize("kind", ["head", "chest"])
 def test_false_warnings_on_real_healthy_images_are_rare(kind: str, real_data: Callable[[str], Path]) -> None:
     """Calibrated on half of the patients, held against the others; chests turned around are noticed."""
     if kind == "head":
         root, prep = real_data("head_ct_cq500"), family("ae").prep
         ids = sorted(root.glob("CQ500CT*"), key=lambda p: int(re.findall(r"\d+", p.name)[-1]))[70:]
-        files = [path for p in ids for path in p.rglob("*.dcm") if path.stat().st_size]
+        files = [path for p in ids for path in p.rglob("*.dcm")]
     else:
         root, prep = real_data("chest_xray"), family("efficientnet_b0").prep
         files = sorted((root / "train" / "NORMAL").glob("IM-*"))[::4]
-    tensor = np.concatenate([prepare(decode(path), prep).tensor for path in files])
+    tensor = np.concatenate(list(readable(files, prep)))
     order = np.random.default_rng(0).permutation(len(tensor))
     calibration, rest = tensor[order[::2]], tensor[order[1::2]]
     known = input_range([measure(calibration, prep)])
     alarms = [bool(unfamiliar(item[None], prep, known)) for item in rest]
-    assert len(rest) > 30
+    assert len(rest) > 30, "too few files can be read"
     assert np.mean(alarms) <= 0.03
     turned = np.ascontiguousarray(np.rot90(rest, 1, (2, 3)))
     assert np.mean([bool(unfamiliar(item[None], prep, known)) for item in turned]) > 0.95
