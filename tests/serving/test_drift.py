@@ -15,6 +15,9 @@ from scipy import special, stats
 from medad_serve.serving import drift
 from medad_serve.serving.drift import ALPHA, WINDOW, DriftWindow, Scores
 
+DOCUMENTED = 0.002
+"""False alarms of a full window, by docs/serving.md; at most so many more as chance brings."""
+
 
 def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
@@ -98,25 +101,25 @@ def test_each_statistic_exceeds_its_level_as_often_as_it_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("items", "likeness", "one_by_one", "windows"), [(1, 0, False, 1000), (28, 0.9, False, 500), (28, 0.9, True, 50)]
+    ("items", "likeness", "one_by_one", "windows"), [(1, 0, False, 600), (28, 0.9, False, 300), (28, 0.9, True, 50)]
 )
 def test_false_alarms_of_full_windows_stay_below_what_is_documented(
     items: int, likeness: float, one_by_one: bool, windows: int
 ) -> None:
     """Slices of a patient are alike: counted one by one they would sound it in every other window."""
     found = alarms(simulated(60, items, likeness), windows, seed=1, one_by_one=one_by_one)
-    assert found.at_full_window <= most(windows, 2 * ALPHA)
+    assert found.at_full_window <= most(windows, DOCUMENTED)
 
 
 def test_watching_five_hundred_patients_rarely_sounds_the_alarm() -> None:
-    found = alarms(simulated(60), 100, seed=2, patients=5 * WINDOW, look_every=5)
-    assert found.ever <= most(100, 0.05)
+    found = alarms(simulated(60), 60, seed=2, patients=5 * WINDOW, look_every=10)
+    assert found.ever <= most(60, 0.04)
 
 
 def test_more_abnormal_patients_are_no_drift() -> None:
     """Compared over all scores, a third of abnormal patients sounds it in four windows of ten."""
     found = alarms(simulated(60, prevalence=0.3), 300, seed=3)
-    assert found.at_full_window <= most(300, 2 * ALPHA)
+    assert found.at_full_window <= most(300, DOCUMENTED)
 
 
 @pytest.mark.parametrize("step", [-1.5, 1.5, 10.0])
@@ -192,6 +195,6 @@ def test_false_alarms_on_real_films_by_patient(real_data: Callable[[str], Path])
     assert len(patients) > 500
     for one_by_one in (False, True):
         found = alarms(resampled(patients, 60), 500, seed=6, one_by_one=one_by_one)
-        assert found.at_full_window <= most(500, 2 * ALPHA)
+        assert found.at_full_window <= most(500, DOCUMENTED)
     found = alarms(resampled(patients, 60), 50, seed=7, change=lambda scores: scores * 1.5)
     assert found.at_full_window >= 45
