@@ -171,9 +171,11 @@ def _trusted(ca: Path | None) -> ssl.SSLContext | bool:
     if ca is None:
         return True
     try:
-        return ssl.create_default_context(cafile=str(ca))
+        context = ssl.create_default_context(cafile=str(ca))
     except (OSError, ssl.SSLError):
         raise MedadError(f"{ca} holds no certificate", "Name a PEM file with --ca") from None
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it may be the server's own, and no authority
+    return context
 
 
 def _root(error: BaseException) -> BaseException:

@@ -49,6 +49,7 @@ class Target:
         if parts.scheme == "http":
             return HTTPConnection(parts.hostname, parts.port, timeout=TIMEOUT_S)
         context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # --ca may name the certificate itself
         return HTTPSConnection(parts.hostname, parts.port, timeout=TIMEOUT_S, context=context)
 
     def send(self, connection: HTTPConnection, sent: Sent) -> tuple[int, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,7 @@ class FaultyServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, script: Sequence[Fault], port: int = 0) -> None:
+    def __init__(self, script: Sequence[Fault], port: int = 0, context: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.script = list(script)
         self.met: list[float] = []
@@ -51,6 +52,9 @@ class FaultyServer(ThreadingHTTPServer):
         """Of the requests that were answered."""
         self.lock = threading.Lock()
         self.connections: set[socket.socket] = set()
+        self.scheme = "https" if context else "http"
+        if context:
+            self.socket = context.wrap_socket(self.socket, server_side=True)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.connections.add(request)
@@ -65,7 +69,7 @@ class FaultyServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -110,9 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty_server(*script: Fault, port: int = 0) -> Iterator[FaultyServer]:
+def faulty_server(*script: Fault, port: int = 0, context: ssl.SSLContext | None = None) -> Iterator[FaultyServer]:
     """Run a stand-in in a thread of this process."""
-    server = FaultyServer(script, port)
+    server = FaultyServer(script, port, context)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
