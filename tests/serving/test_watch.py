@@ -52,15 +52,15 @@ def metrics_of(path: Path) -> MetricsCacheYamlImpl:
 
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
-    """Of 40 patients with scores 0 to 39; the median is 19.5 and the cutoff just above 38."""
-    level = level_of([[float(i)] for i in range(40)])
+    """Of 40 patients: a slice scores 0 to 39, with the cutoff just above 38, and a patient 100 more."""
+    item, patient = (level_of([[float(i + more)] for i in range(40)]) for more in (0, 100))
     return Calibration(
         method="held_out",
         items_per_patient=(1, 1),
         data_fingerprint="",
         heatmap_scale=1,
-        item=level,
-        patient=level.model_copy(update={"normal_scores": tuple(s + 100 for s in level.normal_scores)}),
+        item=item,
+        patient=patient,
     )
 
 
@@ -109,7 +109,7 @@ def test_everything_is_counted(calibration: Calibration) -> None:
 def test_a_series_is_banded_as_a_patient_and_watched_by_its_slices(calibration: Calibration) -> None:
     watch = Watch(calibration)
     watch.record([(200, result(110, slices=[3.0, 4.0]))], STAGES, 1)
-    assert watch.summary().bands == {"anomalous": 1}  # the cutoff of patients, which this calibration has at 38
+    assert watch.summary().bands == {"low": 1}
     assert watch.summary().drift.patients == 1
     assert list(watch.window.entries[0].scores) == [3, 4]
 
