@@ -6,6 +6,7 @@ TorchServe imports this file by its basename from the unpacked archive and wants
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from http import HTTPStatus
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import cv2
 
 from medad_serve.errors import InputError
+from medad_serve.io import Limits
 from medad_serve.predictor import Predictor, Result
 from medad_serve.serving.isolation import open_decoder
 from medad_serve.serving.requests import Request, encode_answer, read_request
@@ -37,6 +39,7 @@ class MedadHandler:
         threads = max(1, cores() // workers)
         gpu = context.system_properties.get("gpu_id")
         cv2.setNumThreads(threads)
+        self.limits = Limits.of(settings.get("limits"), os.environ)
         self.max_answer_bytes = int(settings.get("max_answer_bytes", DEFAULT_ANSWER_BYTES))
         timeout = float(config.get("responseTimeout", DEFAULT_RESPONSE_TIMEOUT_S))
         self.predictor = Predictor.load(
@@ -44,7 +47,8 @@ class MedadHandler:
             runtime=settings.get("runtime", "onnx"),
             threads=threads,
             device="cpu" if gpu is None else f"cuda:{gpu}",
-            decoder=open_decoder(response_timeout_s=timeout, workers=workers),
+            decoder=open_decoder(response_timeout_s=timeout, workers=workers, limits=self.limits),
+            limits=self.limits,
         )
         self.watch = Watch(self.predictor.calibration, context.metrics)
 
@@ -54,7 +58,7 @@ class MedadHandler:
         requests: dict[int, Request] = {}
         for index, row in enumerate(data):
             try:
-                requests[index] = read_request(row, context.get_all_request_header(index))
+                requests[index] = read_request(row, context.get_all_request_header(index), self.limits)
             except InputError as error:
                 answers[index] = error
             except Exception as error:  # a fault of ours is an answer too: the worker stays

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medad_serve.artifact import load_manifest
 from medad_serve.calibration import Decider, Decision, parse_aggregation
 from medad_serve.errors import InputError
-from medad_serve.io import DEFAULT_LIMITS, Lut, Pixels
+from medad_serve.io import DEFAULT_LIMITS, Limits, Lut, Pixels
 from medad_serve.io.guarded import decoded
 from medad_serve.overlay import encode_png, overlay
 from medad_serve.prep import (
@@ -53,11 +53,6 @@ class Decoder(Protocol):
         ...
 
 
-def decode_here(sources: Sequence[bytes | Path | tuple[bytes, ...]]) -> Iterator[Pixels | InputError]:
-    """Decode in this process, bound by the limits on sizes alone."""
-    return map(decoded, sources)
-
-
 @dataclass
 class _Item:
     """One item on its way through the line; its pixels are kept only where an overlay will be drawn on them."""
@@ -87,13 +82,14 @@ class Predictor:
     """A verified artifact with its runtime open; thread-safe where runtime (onnxruntime, torch) and decoder are."""
 
     def __init__(
-        self, directory: Path, *, runtime: str, threads: int, device: str, decoder: Decoder | None = None
+        self, directory: Path, *, runtime: str, threads: int, device: str, decoder: Decoder | None, limits: Limits
     ) -> None:
         self.manifest: Manifest = load_manifest(directory)
         self.calibration: Calibration = self.manifest.calibration_of(runtime, directory)
         names = [o.name for o in self.manifest.outputs]
         self.runtime = open_runtime(directory, runtime, names, threads=threads, device=device)
-        self.decoder: Decoder = decoder or decode_here
+        self.limits = limits
+        self.decoder: Decoder = decoder or self._decode_here
         self.details = [name for name in DETAILS if name in names]
         self.aggregate = parse_aggregation(self.calibration.aggregation)
         self.item_level = Decider(self.calibration.item)
@@ -109,12 +105,16 @@ class Predictor:
         threads: int = 0,
         device: str = "cpu",
         decoder: Decoder | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> Predictor:
-        """Open an artifact directory; ``decoder`` None decodes in this process.
+        """Open an artifact directory; ``decoder`` None decodes in this process, bound by ``limits`` alone.
 
         Raises MedadError naming what is missing or altered.
         """
-        return cls(artifact, runtime=runtime, threads=threads, device=device, decoder=decoder)
+        return cls(artifact, runtime=runtime, threads=threads, device=device, decoder=decoder, limits=limits)
+
+    def _decode_here(self, sources: Sequence[bytes | Path | tuple[bytes, ...]]) -> Iterator[Pixels | InputError]:
+        return (decoded(source, self.limits) for source in sources)
 
     @property
     def mixes(self) -> bool:
@@ -226,7 +226,7 @@ class Predictor:
 
     def _check_room(self, items: int) -> None:
         """Refuse more items than may lie prepared in memory: small frames can be prepared to large ones."""
-        most = DEFAULT_LIMITS.max_values // int(np.prod(self.manifest.input_shape))
+        most = self.limits.max_values // int(np.prod(self.manifest.input_shape))
         if items > most:
             raise InputError(413, f"there are more than {most} {self.manifest.prep.unit}s", "Send fewer")
 

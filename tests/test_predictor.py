@@ -79,7 +79,7 @@ def test_a_fault_of_ours_costs_no_neighbour(predictor: Predictor, good, monkeypa
     import medad_serve.io.guarded as module
 
     real = module.decode
-    monkeypatch.setattr(module, "decode", lambda source: 1 / 0 if source == good[1] else real(source))
+    monkeypatch.setattr(module, "decode", lambda source, limits: 1 / 0 if source == good[1] else real(source, limits))
     answers = predictor.predict(good[:3])
     assert [isinstance(a, Result) for a in answers] == [True, False, True]
     assert answers[1].code == 500

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from medad_serve.errors import InputError
 from medad_serve.io.decode import decode
+from medad_serve.io.limits import DEFAULT_LIMITS, Limits
 from medad_serve.io.pixels import Pixels
 
 
-def decoded(source: bytes | Path | tuple[bytes, ...]) -> Pixels | InputError:
+def decoded(source: bytes | Path | tuple[bytes, ...], limits: Limits = DEFAULT_LIMITS) -> Pixels | InputError:
     """Decode one source; a fault of ours is an error of its own (500), so that neighbours keep their answers."""
     try:
-        return decode(source)
+        return decode(source, limits)
     except InputError as error:
         return error
     except MemoryError:

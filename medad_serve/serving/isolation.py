@@ -1,7 +1,7 @@
 """Decoding bounded in time and memory: codecs run in a process that may hang or die without the worker.
 
-A file that needs no codec (uncompressed DICOM) is read in the worker, where it costs nothing extra; everything
-else goes to one long-lived decoder process, which is replaced when it is lost.
+What needs no codec (uncompressed DICOM, or a ZIP of it) is read in the worker, where it costs nothing extra;
+everything else goes to one long-lived decoder process, which is replaced when it is lost.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medad_serve.errors import InputError
-from medad_serve.io import Pixels
+from medad_serve.io import DEFAULT_LIMITS, Limits, Pixels
 from medad_serve.io.guarded import decoded
-from medad_serve.serving.plain import MOST_BYTES, is_plain
+from medad_serve.serving.plain import is_plain, plain_members, plain_parts
 from medad_serve.serving.resources import memory_bytes
 from medad_serve.serving.wire import SCRATCH_BYTES, Channel, Undecoded, receive_reply, send_source
 
@@ -48,9 +48,17 @@ class IsolatedDecoder:
     413 where the system ended it, as it does when memory runs out.
     """
 
-    def __init__(self, *, budget_s: float, memory: int = MEMORY_BYTES, module: str = f"{__package__}.decoder_process"):
+    def __init__(
+        self,
+        *,
+        budget_s: float,
+        memory: int = MEMORY_BYTES,
+        limits: Limits = DEFAULT_LIMITS,
+        module: str = f"{__package__}.decoder_process",
+    ) -> None:
         self.budget_s = budget_s
         self.memory = memory
+        self.limits = limits
         self.module = module
         self.losses: Counter[str] = Counter()
         """How many decoder processes were lost, by how: ``hung``, ``died (<status>)``, ``made no sense``."""
@@ -84,8 +92,9 @@ class IsolatedDecoder:
         return self._process.pid if self._process else None
 
     def _decode(self, source: Undecoded, allowed_s: float) -> Pixels | InputError:
-        if _read_here(source):
-            return decoded(source)
+        here = _without_codec(source, self.limits)
+        if here is not None:
+            return decoded(here, self.limits)
         with self._lock:
             deadline = time.monotonic() + allowed_s
             for _ in range(2):
@@ -115,7 +124,7 @@ class IsolatedDecoder:
         here, there = socket.socketpair()
         scratch = os.memfd_create("scratch")
         os.ftruncate(scratch, SCRATCH_BYTES)
-        given = [there.fileno(), scratch, os.getpid(), self.memory]
+        given = [there.fileno(), scratch, os.getpid(), self.memory, self.limits.model_dump_json()]
         command = [sys.executable, "-P", "-m", self.module, *map(str, given)]
         with there:
             self._process = subprocess.Popen(
@@ -172,7 +181,7 @@ class IsolatedDecoder:
             process.wait()
 
 
-def open_decoder(*, response_timeout_s: float, workers: int) -> IsolatedDecoder | None:
+def open_decoder(*, response_timeout_s: float, workers: int, limits: Limits = DEFAULT_LIMITS) -> IsolatedDecoder | None:
     """Return the decoder of one of ``workers`` workers whose batches must be answered within ``response_timeout_s``.
 
     Decoding may take half of that, and its process an equal share of half the memory. None where the system has
@@ -181,12 +190,14 @@ def open_decoder(*, response_timeout_s: float, workers: int) -> IsolatedDecoder 
     if not hasattr(os, "memfd_create"):
         logger.warning("this system cannot isolate decoders: a codec that hangs or dies costs its batch")
         return None
-    return IsolatedDecoder(budget_s=response_timeout_s / 2, memory=min(MEMORY_BYTES, memory_bytes() // (2 * workers)))
+    memory = min(MEMORY_BYTES, memory_bytes() // (2 * workers))
+    return IsolatedDecoder(budget_s=response_timeout_s / 2, memory=memory, limits=limits)
 
 
-def _read_here(source: Undecoded) -> bool:
+def _without_codec(source: Undecoded, limits: Limits) -> Undecoded | None:
+    """Return the source as it can be decoded here, None where it cannot."""
     if isinstance(source, Path):
-        return False
+        return None
     if isinstance(source, tuple):
-        return sum(map(len, source)) <= MOST_BYTES and all(map(is_plain, source))
-    return is_plain(source)
+        return source if plain_parts(source) else None
+    return source if is_plain(source) else plain_members(source, limits) or None

@@ -1,9 +1,22 @@
-"""Which files need no codec: they are decoded in the worker itself, with numpy alone."""
+"""Which sources need no codec: they are decoded in the worker itself, with numpy alone.
+
+Of a CT slice in JPEG-LS the process costs 0.2 to 0.4 of the decoding, of an uncompressed one more than the decoding
+itself, of a ZIP of 28 of them 0.4; so these stay.
+"""
 
 from __future__ import annotations
 
+import struct
+import zlib
+
+from medad_serve.errors import InputError
+from medad_serve.io import Limits
+from medad_serve.io.members import ZIP, read_members
+
 MOST_BYTES = 32 * 2**20
 """Of a file: reading one takes a few tens of milliseconds then."""
+MOST_SERIES = 64 * 2**20
+"""Of the files of a series together."""
 MOST_HEADER = 64 * 2**10
 """Bytes beside the pixels, and with them the elements that are parsed."""
 _EXPLICIT, _IMPLICIT = b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2"
@@ -33,6 +46,38 @@ def is_plain(data: bytes) -> bool:
             return len(data) - end + start <= MOST_HEADER
         at = end
     return False
+
+
+def plain_parts(parts: tuple[bytes, ...]) -> bool:
+    """Whether files sent together are all plain."""
+    return sum(map(len, parts)) <= MOST_SERIES and all(map(is_plain, parts))
+
+
+def plain_members(source: bytes, limits: Limits) -> tuple[bytes, ...]:
+    """Return the files of a ZIP of several where all are plain, () otherwise; what it inflates to is bounded."""
+    if not source.startswith(ZIP) or len(source) > MOST_SERIES:
+        return ()
+    head = _first_member(source)
+    if head[128:132] != b"DICM" or _meta(head)[1] not in (_EXPLICIT, _IMPLICIT):
+        return ()
+    try:
+        most = min(MOST_SERIES, limits.max_bytes)
+        members = tuple(read_members(source, limits.model_copy(update={"max_bytes": most})))
+    except InputError:  # told by the decoder process
+        return ()
+    return members if len(members) > 1 and plain_parts(members) else ()
+
+
+def _first_member(source: bytes) -> bytes:
+    """Return the first bytes of what follows the first local header (APPNOTE 4.3.7)."""
+    try:
+        method, names, extras = struct.unpack_from("<8xH16xHH", source)
+        start = 30 + int(names) + int(extras)
+        if method == 0:
+            return source[start : start + 4096]
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(source[start : start + 4096], 4096)
+    except (struct.error, zlib.error):
+        return b""
 
 
 def _meta(data: bytes) -> tuple[int, bytes]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _CGROUPS = Path("/sys/fs/cgroup")
+_OWN = Path("/proc/self/cgroup")
 
 
 def cores() -> int:
@@ -59,7 +60,7 @@ def _v1_quota(folder: Path) -> list[str]:
 
 def _groups(controller: str) -> Iterator[Path]:
     """Yield the folders of this process's cgroup and those above, whose limits hold too, v2 and v1."""
-    for line in _lines(Path("/proc/self/cgroup")):
+    for line in _lines(_OWN):
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue

@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from ts.context import Context, RequestProcessor
+from untrained import export_untrained
 
-from medad_serve.artifact import GRAPHS, write_manifest
 from medad_serve.export.bundle import EXPORTERS
 from medad_serve.handlers.medad_handler import MedadHandler
-from medad_serve.models import Family, count_parameters, families
+from medad_serve.models import families
 from medad_serve.predictor import Options, Predictor
 from medad_serve.runtime import Outputs, may_mix
 from medad_serve.serving.isolation import IsolatedDecoder
-from medad_serve.spec import Calibration, Cutoff, InputSpec, LevelCalibration, Manifest, OutputSpec
+from medad_serve.spec import Manifest
 
 SUPPORT = Path(__file__).parents[1] / "support"
 POISONS = (b"words", b"hang", b"crash", b"")
@@ -40,43 +39,8 @@ def decoder() -> Iterator[IsolatedDecoder]:
 @pytest.fixture(scope="module", params=families().values(), ids=lambda f: f.name)
 def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model at the size in which it is tried, exported for both runtimes, that takes files of any modality."""
-    chosen: Family = request.param.trial()
-    directory = tmp_path_factory.mktemp(chosen.name)
-    torch.manual_seed(0)
-    model, shape = chosen.build().eval(), chosen.shape(chosen.prep)
-    with torch.no_grad():
-        outputs = model(torch.rand(2, *shape))
-    level = LevelCalibration(
-        normal_scores=tuple(np.linspace(0.1, 1, 39).tolist()),
-        n=39,
-        patients=39,
-        cutoffs=(Cutoff(policy="specificity=0.95", value=0.5, n=39),),
-    )
-    calibration = Calibration(
-        method="held_out",
-        items_per_patient=(1, 9),
-        data_fingerprint="none",
-        heatmap_scale=1.0,
-        item=level,
-        patient=level,
-    )
-    for kind, export in EXPORTERS.items():
-        export(model, shape, directory / GRAPHS[kind])
-    manifest = Manifest(
-        name=chosen.name,
-        model=chosen.name,
-        parameters=count_parameters(model),
-        input=InputSpec(),
-        prep=chosen.prep,
-        input_shape=shape,
-        outputs=tuple(OutputSpec(name=n, shape=tuple(outputs[n].shape[1:])) for n in model.outputs),
-        default_policy="specificity=0.95",
-        calibrations={f"{kind}/float32": calibration for kind in EXPORTERS},
-        parity=(),
-        packages={},
-        files={},
-    )
-    write_manifest(directory, manifest)
+    directory = tmp_path_factory.mktemp(request.param.name)
+    export_untrained(request.param.trial(), directory)
     return directory
 
 

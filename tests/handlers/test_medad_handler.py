@@ -158,6 +158,17 @@ def test_cores_are_shared_among_the_workers_and_the_gpu_is_the_one_assigned(
     assert seen["decoder"].budget_s == 15  # half of the time in which TorchServe wants the batch answered
 
 
+def test_limits_are_those_of_configuration_and_environment(
+    artifact: Path, ct: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDAD_MAX_FRAMES", "7")
+    handler = MedadHandler()
+    handler.initialize(make_context(artifact, {"handler": {"limits": {"max_pixels": 100, "max_frames": 9}}}))
+    handler.predictor.decoder.close()
+    assert (handler.limits.max_pixels, handler.limits.max_frames) == (100, 7)
+    assert ask(handler, [row(ct)])[0] == [413]
+
+
 def test_what_is_answered_is_watched(handler: MedadHandler, ct: bytes) -> None:
     before = handler.watch.summary()
     ask(handler, [row(ct), row(b"no image"), row(ct)])

@@ -22,11 +22,11 @@ import pydicom
 import pytest
 
 from medad_serve.errors import InputError
-from medad_serve.io import Pixels
+from medad_serve.io import DEFAULT_LIMITS, Limits, Pixels
 from medad_serve.io.guarded import decoded
 from medad_serve.serving import isolation
 from medad_serve.serving.isolation import IsolatedDecoder
-from medad_serve.serving.plain import is_plain
+from medad_serve.serving.plain import is_plain, plain_members
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -52,9 +52,9 @@ def png() -> bytes:
     return cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8))[1].tobytes()
 
 
-def _zip(*members: bytes) -> bytes:
+def _zip(*members: bytes, deflated: bool = False) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED) as archive:
         for index, member in enumerate(members):
             archive.writestr(str(index), member)
     return buffer.getvalue()
@@ -95,7 +95,7 @@ def test_every_kind_of_source_is_decoded_as_it_is_here(
         *files,
         tmp_path / "a.png",
         tmp_path / "none",
-        _zip(*slices),
+        _zip(*slices, png),
         gzip.compress(volume.to_bytes()),
         scan_and_mask,
         large.getvalue(),
@@ -122,10 +122,13 @@ def test_uncompressed_dicom_is_read_in_the_worker(make_ct: Any, make_slice: Any,
     plain = _ct(make_ct, make_slice, 1)
     monkeypatch.setattr(IsolatedDecoder, "_start", lambda self: None)  # there is no process at all
     decoder = IsolatedDecoder(budget_s=1)
-    found = list(decoder([plain, (plain, _ct(make_ct, make_slice, 2))]))
-    assert _same(found[0], decoded(plain))
-    assert isinstance(found[1], Pixels)
-    assert found[1].frames == 2
+    other = _ct(make_ct, make_slice, 2)
+    sources = [plain, (plain, other), _zip(plain, other), _zip(plain, other, deflated=True)]
+    for source, found in zip(sources, decoder(sources), strict=True):
+        assert isinstance(found, Pixels)
+        assert _same(found, decoded(source))
+    for left in (_zip(plain), _zip(plain, b"words"), _zip(plain, other)[:-400], b"PK\x03\x04", b"PK\x03\x04" * 20):
+        assert not plain_members(left, DEFAULT_LIMITS)
 
 
 @pytest.mark.parametrize("cut", [100, 131, 200, 400, 1000])
@@ -201,6 +204,16 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     finally:
         with_room.close()
         without.close()
+
+
+def test_limits_hold_in_worker_and_process_alike(png: bytes, make_ct: Any, make_slice: Any) -> None:
+    decoder = IsolatedDecoder(budget_s=30, limits=Limits(max_pixels=64 * 64 - 1))
+    try:
+        for answer in decoder([png, _ct(make_ct, make_slice, 1)]):
+            assert isinstance(answer, InputError)
+            assert answer.code == 413
+    finally:
+        decoder.close()
 
 
 def test_what_cannot_be_started_is_a_fault_of_ours(png: bytes) -> None:

@@ -14,7 +14,7 @@ from medad_serve.serving import decoder_process as process
 real = process.decoded
 
 
-def decoded(source: Any) -> Any:
+def decoded(source: Any, limits: Any) -> Any:
     """Hang, die or talk nonsense where the source says so; decode everything else."""
     if source == b"hang":
         time.sleep(600)
@@ -31,9 +31,9 @@ def decoded(source: Any) -> Any:
         os.write(int(sys.argv[1]), b"\xff" * 100)
     if source == b"class":
         return os.system
-    return real(source)
+    return real(source, limits)
 
 
 if __name__ == "__main__":
     process.decoded = decoded
-    process.main(*map(int, sys.argv[1:5]))
+    process.main(sys.argv[1:])

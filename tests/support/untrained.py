@@ -1,0 +1,55 @@
+"""Artifacts of models that nobody trained: how an answer is computed does not hang on what was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medad_serve.artifact import GRAPHS, write_manifest
+from medad_serve.export.bundle import EXPORTERS
+from medad_serve.models import Family, count_parameters
+from medad_serve.spec import Calibration, Cutoff, InputSpec, LevelCalibration, Manifest, OutputSpec
+
+POLICY = "specificity=0.95"
+
+
+def export_untrained(chosen: Family, directory: Path, runtimes: Iterable[str] = tuple(EXPORTERS)) -> None:
+    """Export a model with random weights, for files of any modality, its cutoffs made up."""
+    torch.manual_seed(0)
+    model, shape = chosen.build().eval(), chosen.shape(chosen.prep)
+    with torch.no_grad():
+        outputs = model(torch.rand(2, *shape))
+    level = LevelCalibration(
+        normal_scores=tuple(np.linspace(0.1, 1, 39).tolist()),
+        n=39,
+        patients=39,
+        cutoffs=(Cutoff(policy=POLICY, value=0.5, n=39),),
+    )
+    calibration = Calibration(
+        method="held_out",
+        items_per_patient=(1, 9),
+        data_fingerprint="none",
+        heatmap_scale=1.0,
+        item=level,
+        patient=level,
+    )
+    for kind in runtimes:
+        EXPORTERS[kind](model, shape, directory / GRAPHS[kind])
+    manifest = Manifest(
+        name=chosen.name,
+        model=chosen.name,
+        parameters=count_parameters(model),
+        input=InputSpec(),
+        prep=chosen.prep,
+        input_shape=shape,
+        outputs=tuple(OutputSpec(name=n, shape=tuple(outputs[n].shape[1:])) for n in model.outputs),
+        default_policy=POLICY,
+        calibrations={f"{kind}/float32": calibration for kind in runtimes},
+        parity=(),
+        packages={},
+        files={},
+    )
+    write_manifest(directory, manifest)
