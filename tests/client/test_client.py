@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -194,6 +195,31 @@ def test_both_ways_of_predicting_print_the_same(
         printed.append([untimed(json.loads(line)) for line in done.output.splitlines()])
     assert printed[0] == printed[1]
     assert ["error" in answer for answer in printed[0]] == [False] * 6 + [True] * 2
+
+
+@pytest.mark.server
+def test_a_folder_and_a_list_are_one_series_either_way(
+    server: Server, artifact: Path, dicom_files: list[Path], tmp_path: Path
+) -> None:
+    """And its map, asked for as npy, is that of the slice with the highest score."""
+    series = tmp_path / "Name^Patient"
+    series.mkdir()
+    slices = [series / f"{number}.dcm" for number in range(2)]
+    for place, file in zip(slices, dicom_files[:2], strict=True):
+        place.write_bytes(file.read_bytes())
+    for named in ([series], ["--series", *slices]):
+        printed = []
+        for how in (["--artifact", artifact], by_server(server)):
+            maps = ["--heatmap", tmp_path / f"maps-{len(printed)}", "--heatmap-format", "npy"]
+            done = run_predict(*named, *how, "--json", *maps)
+            assert done.exit_code == 0, done.output
+            printed.append(untimed(json.loads(done.stdout)))
+            heatmap = np.load(printed[-1].pop("heatmap")["file"])
+            assert heatmap.shape == (128, 128)
+            assert heatmap.dtype == np.float32
+        assert printed[0] == printed[1]
+        assert printed[0]["files"] == len(printed[0]["slices"]) == 2
+        assert printed[0]["level"] == "patient"
 
 
 @pytest.mark.server
