@@ -159,7 +159,9 @@ def _print_overhead(found: dict[str, Any]) -> None:
     rows.add_row("handler", f"{cost['handler_ms']:.2f}  ({cost['ratio']:.2f} x the sum)")
     out.print(rows)
     for speed in found.get("series", ()):
-        rows = table(f"{speed['slices']} slices as one request: {speed['path']}", "way", "slices a second")
-        rows.add_row("in process", f"{speed['in_process']:.1f}")
-        rows.add_row("over HTTP", f"{speed['http']:.1f}  ({speed['ratio']:.2f} x)")
+        rows = table(
+            f"{speed['slices']} slices as one request: {speed['path']}", "way", "slices a second", "CPU ms a slice"
+        )
+        rows.add_row("in process", f"{speed['in_process']:.1f}", f"{speed['in_process_cpu_ms']:.2f}")
+        rows.add_row("over HTTP", f"{speed['http']:.1f}  ({speed['ratio']:.2f} x)", f"{speed['http_cpu_ms']:.2f}")
         out.print(rows)

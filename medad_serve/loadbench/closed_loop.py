@@ -71,11 +71,7 @@ class Target:
         finally:
             connection.close()
         if status != 200:
-            with suppress(ValueError, KeyError, TypeError):
-                told = json.loads(said)
-                said = str(told.get("error", told)["message"]).encode()
-            words = said[:300].decode("utf-8", "replace")
-            raise MedadError(f"the server answers {status}: {words}", "Check --model, --key-file and the files")
+            raise MedadError(f"the server answers {_words(status, said)}", "Check --model, --key-file and the files")
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class Load:
     p95: float
     p99: float
     errors: dict[str, int]
-    """By status, or ``no answer``."""
+    """By status and the server's words, or ``no answer``."""
 
 
 def put_load(target: Target, bodies: Sequence[Sent], clients: int, seconds: float) -> Load:
@@ -135,7 +131,7 @@ def _client(target: Target, bodies: Iterator[Sent]) -> tuple[list[float], Counte
     for body in bodies:
         start = time.perf_counter()
         try:
-            status, _ = target.send(connection, body)
+            status, said = target.send(connection, body)
         except (OSError, HTTPException):
             errors[NO_ANSWER] += 1
             connection.close()
@@ -144,6 +140,15 @@ def _client(target: Target, bodies: Iterator[Sent]) -> tuple[list[float], Counte
         if status == 200:
             latencies.append((time.perf_counter() - start) * 1e3)
         else:
-            errors[str(status)] += 1
+            errors[_words(status, said)] += 1
     connection.close()
     return latencies, errors
+
+
+def _words(status: int, said: bytes) -> str:
+    """Return a status with what the handler or TorchServe says of it."""
+    words = said[:300].decode("utf-8", "replace")
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        told = json.loads(said)
+        words = str(told.get("error", told)["message"])
+    return f"{status}: {words}"

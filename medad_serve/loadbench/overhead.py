@@ -176,6 +176,9 @@ class Series:
     slices: int
     http: float
     in_process: float
+    http_cpu_ms: float
+    """Processor time a slice, of the server; where other work holds the cores it says more than the speed."""
+    in_process_cpu_ms: float
 
     @property
     def ratio(self) -> float:
@@ -192,13 +195,16 @@ def measure_series(served: Serving, series: Sent, files: Sequence[bytes], *, rou
         raise answer
     count = len(answer.slices or (answer,))
     connection = target.connect()
-    http, alone = [], []
+    taken: list[tuple[float, ...]] = []
     for _ in range(rounds + 1):
-        start = time.perf_counter()
+        before, start = Footprint.of(served.frontend).cpu_s, time.perf_counter()
         target.send(connection, series)
-        middle = time.perf_counter()
+        http = time.perf_counter() - start
+        http_cpu = Footprint.of(served.frontend).cpu_s - before
+        before, start = time.process_time(), time.perf_counter()
         served.predictor.predict([tuple(files)])
-        alone.append(time.perf_counter() - middle)
-        http.append(middle - start)
+        taken.append((http, time.perf_counter() - start, http_cpu, time.process_time() - before))
     connection.close()
-    return Series(count, count / statistics.median(http[1:]), count / statistics.median(alone[1:]))
+    speeds = [count / statistics.median(seconds) for seconds in list(zip(*taken[1:], strict=True))[:2]]
+    costs = [statistics.mean(seconds) * 1e3 / count for seconds in list(zip(*taken[1:], strict=True))[2:]]
+    return Series(count, *speeds, *costs)

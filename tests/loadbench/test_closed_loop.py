@@ -27,7 +27,7 @@ def test_every_request_is_counted_once() -> None:
 def test_errors_are_counted_by_status_and_stop_nobody() -> None:
     with faulty_server(BUSY, DROP, Fault(status=422), BUSY) as server:
         load = put_load(Target(server.url, "m"), [Sent(b"x")], clients=2, seconds=0.5)
-        assert load.errors == {"503": 2, "422": 1, NO_ANSWER: 1}
+        assert load.errors == {"503: busy": 2, "422: busy": 1, NO_ANSWER: 1}
         assert load.requests == len(server.bodies) + 4
 
 

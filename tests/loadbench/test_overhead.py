@@ -52,6 +52,7 @@ def test_a_series_is_one_request(served: Serving, dicom_files: list[Path]) -> No
     speed = measure_series(served, packed, [file.read_bytes() for file in files], rounds=2)
     assert speed.slices == 2
     assert 0 < speed.http < speed.in_process * 2
+    assert speed.in_process_cpu_ms > 0
 
 
 @pytest.mark.server
