@@ -146,6 +146,29 @@ def test_it_listens_on_loopback_alone(server: Server) -> None:
     assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
+def test_grpc_asks_for_the_token_too(server: Server, pair: Tls) -> None:
+    grpc = pytest.importorskip("grpc", reason="comes with no package that is needed")
+    process = server.process()
+    assert process is not None
+    rest = {int(server.url(kind).rpartition(":")[2]) for kind in ("inference", "management", "metrics")}
+    open_ports = {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    trusted = grpc.ssl_channel_credentials(pair.certificate.read_bytes())
+    answers = []
+    for port in open_ports - rest:
+        for method in (
+            "inference.InferenceAPIsService/Predictions",
+            "management.ManagementAPIsService/ListModels",
+            "management.ManagementAPIsService/UnregisterModel",
+        ):
+            with grpc.secure_channel(f"127.0.0.1:{port}", trusted) as channel:
+                with pytest.raises(grpc.RpcError) as refused:
+                    channel.unary_unary(f"/org.pytorch.serve.grpc.{method}")(b"\x0a\x04good", timeout=20)
+                answers.append(refused.value.code())
+    refusals = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
+    assert sum(answer in refusals for answer in answers) == 3, answers
+    assert {answer for answer in answers if answer not in refusals} <= {grpc.StatusCode.UNIMPLEMENTED}
+
+
 def test_clients_must_know_the_certificate(server: Server, pair: Tls, dicom_files: list[Path]) -> None:
     with Client(server.url("inference"), key_file=server.key_file, ca=pair.certificate) as client:
         assert "score" in client.predict(dicom_files[0], "good")

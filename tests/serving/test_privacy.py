@@ -24,7 +24,7 @@ from medad_serve.cli.main import cli
 from medad_serve.export.archive import archive
 from medad_serve.server import Ports, Server
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore:Unknown encoding")]
 DICOM = "application/dicom"
 BYTES = "application/octet-stream"
 FORM = "application/x-www-form-urlencoded"
@@ -140,6 +140,8 @@ def speak(server: Server, bodies: list[bytes]) -> Iterator[tuple[httpx.Response,
         part = f'--{word()}\r\nContent-Disposition: form-data; name="{word()}"; filename="{word()}\r\n\r\n{word()}'
         for boundary in (word(), ""):
             yield predict({"Content-Type": f"multipart/form-data; boundary={boundary}"}, content=part.encode())
+        large = word().encode() + bytes(8 * 2**20)  # parts past TorchServe's 6.5 MB might go through a file
+        yield predict(files={"data": (word(), large), word(): (word(), large)})
         tensor = {"name": word(), "shape": [1, 1, 64, 64], "datatype": "FP32", "data": [0.5] * 4096}
         for inputs in (
             [tensor],
