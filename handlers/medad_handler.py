@@ -50,6 +50,7 @@ class MedadHandler:
             decoder=open_decoder(response_timeout_s=timeout, workers=workers, limits=self.limits),
             limits=self.limits,
         )
+        self.predictor.warm_up()
         self.watch = Watch(self.predictor.calibration, context.metrics)
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:

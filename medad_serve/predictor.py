@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from medad_serve.spec import Calibration, Manifest, Window
 
 __all__ = ["Decoder", "HeatmapFormat", "ItemResult", "Options", "Predictor", "Result", "Source"]
 
+logger = logging.getLogger(__name__)
 Source = bytes | Path | tuple[bytes, ...] | NDArray[np.float32]
 """One file; the files of one series; or a prepared tensor ``(N, C, *S)`` as the graph takes it."""
 DETAILS = ("probability", "severity")
@@ -115,6 +117,10 @@ class Predictor:
 
     def _decode_here(self, sources: Sequence[bytes | Path | tuple[bytes, ...]]) -> Iterator[Pixels | InputError]:
         return (decoded(source, self.limits) for source in sources)
+
+    def warm_up(self) -> None:
+        """Run the graph on made-up items, so that the first to ask need not wait for what happens once."""
+        logger.info("items share calls of the graph: %s", "yes" if self.mixes else "no")
 
     @property
     def mixes(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from medad_serve.errors import InputError, MedadError
-from medad_serve.io import decode
+from medad_serve.io import Limits, decode
 from medad_serve.predictor import Options, Predictor, Result
 from medad_serve.prep import prepare
 
@@ -124,6 +124,65 @@ def test_heatmap_png_has_the_size_of_the_source(predictor: Predictor, good: list
     image = cv2.imdecode(np.frombuffer(base64.b64decode(shown.heatmap.data), np.uint8), cv2.IMREAD_COLOR)
     assert image.shape == (128, 128, 3)
     assert plain.score == shown.score
+
+
+def test_a_prepared_tensor_is_answered_as_its_file(predictor: Predictor, good: list[bytes]) -> None:
+    tensors = [prepare(decode(item), predictor.manifest.prep).tensor for item in good[:3]]
+    by_file, by_tensor, series = predictor.predict([good[0], tensors[0], np.concatenate(tensors)])
+    assert by_tensor.score == by_file.score
+    assert (by_tensor.level, by_tensor.input.kind) == ("slice", "tensor")
+    assert series.level == "patient"
+    assert [s.score for s in series.slices] == [a.score for a in predictor.predict(good[:3])]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 32, 64), (64, 64), (0, 1, 64, 64), (1, 3, 64, 64), (2, 1, 1, 64, 64)])
+def test_a_tensor_of_another_shape_is_refused(predictor: Predictor, good: list[bytes], shape: tuple[int, ...]) -> None:
+    neighbour, refused = predictor.predict([good[0], np.zeros(shape, np.float32)])
+    assert isinstance(neighbour, Result)
+    assert (refused.code, "Nx1x64x64" in refused.message) == (422, True)
+
+
+def test_a_tensor_with_nan_is_refused(predictor: Predictor) -> None:
+    [refused] = predictor.predict([np.full((1, 1, 64, 64), np.nan, np.float32)])
+    assert refused.code == 422
+
+
+def test_more_items_than_fit_prepared_into_memory_are_refused(artifact: Path, make_ct, make_slice) -> None:
+    limited = Predictor.load(artifact, threads=1, limits=Limits(max_values=3 * 64 * 64))
+    ds = make_ct(make_slice(1, size=32))  # small frames, prepared to larger ones
+    ds.NumberOfFrames, ds.PixelData = 4, ds.PixelData * 4
+    fits, refused = limited.predict([np.zeros((3, 1, 64, 64), np.float32), _bytes(ds)])
+    assert isinstance(fits, Result)
+    assert (refused.code, "more than 3 slices" in refused.message) == (413, True)
+
+
+def test_large_items_of_a_batch_are_not_held_together(predictor: Predictor, good: list[bytes], monkeypatch) -> None:
+    together = [_plain(answer) for answer in predictor.predict(good)]
+    held: list[int] = []
+    real = Predictor._answer_all
+
+    def counting(self, items):
+        held.append(len(items))
+        return real(self, items)
+
+    monkeypatch.setattr(Predictor, "_answer_all", counting)
+    monkeypatch.setattr("medad_serve.predictor.HELD_BYTES", 64 * 64 * 4)  # one prepared slice
+    assert [_plain(answer) for answer in predictor.predict(good)] == together
+    assert held == [2, 2, 0]
+
+
+def test_heatmaps_are_kept_for_those_who_ask_alone(predictor: Predictor, good: list[bytes], monkeypatch) -> None:
+    asked: list[tuple[int, bool]] = []
+    real = predictor.runtime.run
+
+    def watching(batch, names):
+        asked.append((len(batch), "heatmap" in names))
+        return real(batch, names)
+
+    monkeypatch.setattr(predictor.runtime, "run", watching)
+    monkeypatch.setattr(predictor, "_may_mix", True)
+    predictor.predict(good, [Options(), Options(heatmap="npy"), Options(), Options()])
+    assert sorted(asked) == [(1, False), (1, True), (2, False)]
 
 
 def test_torchscript_answers_as_onnx_does(predictor: Predictor, artifact: Path, good: list[bytes]) -> None:

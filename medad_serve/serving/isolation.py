@@ -187,11 +187,19 @@ def open_decoder(*, response_timeout_s: float, workers: int, limits: Limits = DE
     Decoding may take half of that, and its process an equal share of half the memory. None where the system has
     no anonymous shared memory (other than Linux): sources are then decoded in the worker, bound by size alone.
     """
-    if not hasattr(os, "memfd_create"):
+    if not _has_shared_memory():
         logger.warning("this system cannot isolate decoders: a codec that hangs or dies costs its batch")
         return None
     memory = min(MEMORY_BYTES, memory_bytes() // (2 * workers))
     return IsolatedDecoder(budget_s=response_timeout_s / 2, memory=memory, limits=limits)
+
+
+def _has_shared_memory() -> bool:
+    try:
+        os.close(os.memfd_create("probe"))
+    except (AttributeError, OSError):  # another system, or a sandbox that forbids it
+        return False
+    return True
 
 
 def _without_codec(source: Undecoded, limits: Limits) -> Undecoded | None:

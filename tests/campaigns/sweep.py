@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from untrained import export_untrained
 
 from medad_serve.export.archive import archive
+from medad_serve.io import Pixels
+from medad_serve.io.guarded import decoded
 from medad_serve.loadbench import Footprint, Sent, Target, put_load
 from medad_serve.models import family
 from medad_serve.server import Ports, Server
@@ -83,7 +85,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("sweep.json"))
     asked = parser.parse_args()
-    bodies = [Sent(path.read_bytes()) for path in islice(sorted(asked.folder.rglob("*.dcm")), 64)]
+    files = (path.read_bytes() for path in sorted(asked.folder.rglob("*.dcm")))
+    bodies = [Sent(data) for data in islice(files, 64) if isinstance(decoded(data), Pixels)]
     told = {}
     for model in asked.model:
         start = time.monotonic()
