@@ -52,7 +52,7 @@ def archive(
     runtime: str = "onnx",
     workers: int = 1,
     batch_size: int = 8,
-    max_batch_delay_ms: int = 20,
+    max_batch_delay_ms: int = 1,
     response_timeout_s: int = 120,
 ) -> Path:
     """Write ``<store>/<name>.mar`` and its digest into the store's index, replacing an older one at the end.

@@ -19,7 +19,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--runtime", type=click.Choice(["onnx", "torchscript"]), default="onnx", show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes (about 0.5 GB each).")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Most requests in one batch.")
-@click.option("--max-batch-delay", type=click.IntRange(0), default=20, show_default=True, help="Milliseconds.")
+@click.option("--max-batch-delay", type=click.IntRange(0), default=1, show_default=True, help="Milliseconds.")
 @click.option("--response-timeout", type=click.IntRange(1), default=120, show_default=True, help="Seconds.")
 def archive(
     artifact: Path,

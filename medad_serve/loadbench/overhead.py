@@ -31,7 +31,8 @@ from medad_serve.runtime import run_batched
 from medad_serve.server import Ports, Server
 
 MODEL, NOOP = "model", "noop"
-WARM_S = 5.0
+WARM_S = 20.0
+"""Java compiles what it runs often: in its first half minute a request costs it up to three times as much."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Serving:
 
 @contextmanager
 def serving(
-    artifact: Path, *, workers: int = 1, batch_size: int = 8, max_batch_delay_ms: int = 20
+    artifact: Path, *, workers: int = 1, batch_size: int = 8, max_batch_delay_ms: int = 1
 ) -> Iterator[Serving]:
     """Serve an artifact from a store of its own, and beside it the handler that does nothing, until the end."""
     with ExitStack() as stack:
@@ -126,7 +127,7 @@ def measure_overhead(
     """Compare handler, no-op handler and the parts in this process, in rounds of ``seconds`` for each handler."""
     for model in (MODEL, NOOP):
         served.target(model).check(bodies[0])
-        put_load(served.target(model), bodies, clients, min(seconds, WARM_S))
+        put_load(served.target(model), bodies, clients, min(2 * seconds, WARM_S))
     _parts(served, bodies, 2 * served.batch)
     found: list[tuple[float, ...]] = []
     requests = 0

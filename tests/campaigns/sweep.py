@@ -31,7 +31,7 @@ from medad_serve.server import Ports, Server
 
 SETTINGS = ((1, 1, 0), (1, 8, 1), (1, 8, 5), (1, 8, 20), (1, 8, 50), (1, 16, 20), (2, 8, 20))
 """Workers, batch size, milliseconds of delay."""
-CLIENTS = (1, 16)
+CLIENTS = (1, 4, 16)
 WARM_S = 1.5
 
 
