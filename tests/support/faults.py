@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,7 +26,12 @@ def workers(server: Server) -> list[psutil.Process]:
     """Return the processes that predict."""
     process = server.process()
     assert process is not None
-    return [p for p in process.children(recursive=True) if any("model_service_worker" in part for part in p.cmdline())]
+    found = []
+    for child in process.children(recursive=True):
+        with suppress(psutil.Error):  # one that has just ended
+            if any("model_service_worker" in part for part in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def kill_worker(server: Server) -> None:
