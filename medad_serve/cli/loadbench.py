@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CLIENTS = (1, 4, 16, 64)
 OVERHEAD_CLIENTS = 16
-WARM_S = 5.0
+WARM_S = 20.0
 
 
 def bench_serving(
