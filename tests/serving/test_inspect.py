@@ -260,7 +260,7 @@ def test_nothing_of_an_archive_reaches_the_terminal_raw(members: Members, write:
 
 
 FUZZ = settings(
-    max_examples=300,
+    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
