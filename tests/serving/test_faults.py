@@ -115,13 +115,16 @@ def test_a_frontend_terminated_under_load_costs_no_answer(server: Server, files:
 def test_one_of_two_servers_ends_and_the_other_answers_on(server: Server, store: Path, files: list[Path]) -> None:
     second = Server(store, Ports.free())
     second.start(["m"], timeout=START_S)
-    with ThreadPoolExecutor(1) as pool:
-        leaving = threading.Event()
-        theirs = pool.submit(load, second, "m", files, leaving.wait, retries=PATIENT, seconds=0.5)
-        tally = load(server, "m", files, leaving.set, retries=NO_RETRY)
-        nothing_lost(theirs.result())
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            leaving = threading.Event()
+            theirs = pool.submit(load, second, "m", files, leaving.wait, retries=PATIENT, seconds=0.5)
+            nothing_lost(load(server, "m", files, leaving.set, retries=NO_RETRY))
+            nothing_lost(theirs.result())
         nothing_lost(load(server, "m", files, second.stop, retries=NO_RETRY))
-    nothing_lost(tally)
+    finally:
+        if second.process():
+            second.stop(drain=0)
 
 
 def test_a_termination_waits_for_what_was_asked_and_not_for_idle_connections(
