@@ -51,9 +51,7 @@ class Serving:
 
 
 @contextmanager
-def serving(
-    artifact: Path, *, workers: int = 1, batch_size: int = 8, max_batch_delay_ms: int = 1
-) -> Iterator[Serving]:
+def serving(artifact: Path, *, workers: int = 1, batch_size: int = 8, max_batch_delay_ms: int = 1) -> Iterator[Serving]:
     """Serve an artifact from a store of its own, and beside it the handler that does nothing, until the end."""
     with ExitStack() as stack:
         store = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medad-bench-")))
