@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint format bench clean
+.PHONY: help quickstart test test-slow test-fast lint format bench clean
 
 help:
 	@echo "make quickstart  the whole line on synthetic head CT: train, calibrate, export, serve, report"
 	@echo "make test        the test suite"
+	@echo "make test-slow   what takes longer: fault and mutant campaigns, quickstarts, the README's commands"
 	@echo "make test-fast   without slow tests and servers"
 	@echo "make lint        ruff, mypy --strict, import-linter"
 	@echo "make bench       decode + prepare and epoch time against their floors"
@@ -28,7 +29,10 @@ quickstart: $(VENV)/.user
 	$(BIN)/medad-serve quickstart --runs $(RUNS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m slow
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "not slow and not server"

@@ -58,11 +58,15 @@ def whole_directory(target: Path, *, keep: bool = False) -> Iterator[Path]:
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a file beside ``path``, then rename it over."""
+    """Write a file beside ``path``, then rename it over; a device or pipe is written to, never replaced."""
+    content = data.encode() if isinstance(data, str) else data
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
     beside = _beside(path)
     try:
         with beside.open("xb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(content)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

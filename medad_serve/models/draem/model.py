@@ -162,7 +162,7 @@ class DraemWithSeverity(Draem):
         "severity_widths": (8, 8, 8),
         "severity_hidden": (8, 8),
         "dropout": 0.0,
-        "faults": {"patch_width_range": (5, 20), "kind": "mixed"},
+        "faults": {"patch_width_range": (5, 20), "kind": "mixed", "contrast": 0.4, "darker": 0.2},
         "score_window": 5,
     },
 )
