@@ -121,7 +121,10 @@ def _read(packed: zipfile.ZipFile, mar: Path) -> Inspection:
         if file not in manifest.files:
             raise MedadError(f"{name} has no {file}", AGAIN)
     _check_code(_text(packed, name, TORCHSERVE_MANIFEST), name)
-    config = yaml.safe_load(_text(packed, name, MODEL_CONFIG))
+    text = _text(packed, name, MODEL_CONFIG)
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few of them fill any memory
+        raise MedadError(f"{name}/{MODEL_CONFIG} repeats itself by aliases", AGAIN)
+    config = yaml.safe_load(text)
     sizes = {info.filename: info.file_size for info in packed.infolist()}
     return Inspection(manifest, validated(ModelConfig, config, f"{name}/{MODEL_CONFIG}"), sizes)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import cv2
 
-from medad_serve.errors import InputError
+from medad_serve.errors import InputError, place_of
 from medad_serve.io import Limits
 from medad_serve.predictor import Predictor, Result
 from medad_serve.serving.isolation import open_decoder
@@ -71,6 +71,8 @@ class MedadHandler:
             status = answer.code if isinstance(answer, InputError) else HTTPStatus.OK
             context.set_response_status(int(status), status.phrase, index)
             context.set_response_content_type(index, "application/json")
+            if isinstance(answer, InputError) and status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                logger.error("answered 500: %s", answer.message)
             told.append((int(status), answer))
             bodies.append(body)
         self.watch.record(told, _milliseconds(answers.values()), len(data))
@@ -114,8 +116,4 @@ def _fault(error: Exception) -> InputError:
 
 def _log_fault(error: Exception) -> None:
     """Log where it happened and never what it says: messages can quote patient data."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "unknown"
-    logger.error("prediction failed: %s at %s", type(error).__name__, place)
+    logger.error("prediction failed: %s at %s", type(error).__name__, place_of(error))

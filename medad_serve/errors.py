@@ -1,6 +1,15 @@
 """The two errors that a user meets: one caused by what was asked, one by the bytes that were sent."""
 
 from http import HTTPStatus
+from pathlib import Path
+
+
+def place_of(error: BaseException) -> str:
+    """Return ``file.py:line`` where an error was raised: what it says can quote patient data, where it is cannot."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "unknown"
 
 
 class MedadError(Exception):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medad_serve.artifact import load_manifest
 from medad_serve.calibration import Decider, Decision, parse_aggregation
-from medad_serve.errors import InputError
+from medad_serve.errors import InputError, place_of
 from medad_serve.io import DEFAULT_LIMITS, Limits, Lut, Pixels
 from medad_serve.io.guarded import decoded
 from medad_serve.overlay import encode_png, overlay
@@ -220,8 +220,8 @@ class Predictor:
         except MemoryError:
             return InputError(413, "the image does not fit into memory", "Send fewer or smaller frames")
         except Exception as error:  # a fault of ours must not cost the neighbours their answers
-            name = type(error).__name__
-            return InputError(500, f"internal fault while preparing ({name})", "Report this file's format")
+            fault = f"{type(error).__name__} at {place_of(error)}"
+            return InputError(500, f"internal fault while preparing ({fault})", "Report this file's format")
 
     def _check_policy(self, policy: str) -> None:
         made = self.item_level.cutoffs.keys() & self.patient_level.cutoffs.keys()

@@ -45,7 +45,7 @@ class InputSpec(Frozen):
     min_size: int = 16
     """Smallest side of a source image in pixels."""
     bits: tuple[int, int] | None = None
-    """Fewest and most bits of a stored value, of files that state them."""
+    """Fewest and most bits of a stored value, of DICOM files with a modality."""
     spacing_mm: tuple[float, float] | None = None
     """Smallest and largest distance between pixels, of files that state it."""
     size: tuple[int, ...] | None = None

@@ -258,7 +258,11 @@ def test_a_killed_server_can_be_started_again(store: Path, ct: bytes) -> None:
     os.kill(process.pid, signal.SIGKILL)
     psutil.wait_procs([process], timeout=10)
     assert server.process() is None
+    before = {path.name: path.read_bytes() for path in server.logs.iterdir()}
     server.start(["tiny"])
+    [kept] = server.run_dir.glob("logs-*")
+    assert before
+    assert {path.name: path.read_bytes() for path in kept.iterdir() if path.name in before} == before
     with Client(server.url("inference"), key_file=server.key_file) as client:
         assert "score" in client.predict(ct, "tiny")
     server.stop()

@@ -51,7 +51,7 @@ def _parts(files: Iterable[Path], boundary: str) -> Iterator[bytes]:
 
 def _chunks(file: Path) -> Iterator[bytes]:
     with _open(file) as opened:
-        while chunk := opened.read(CHUNK):
+        while chunk := _read(opened):
             yield chunk
 
 
@@ -59,4 +59,15 @@ def _open(file: Path) -> BinaryIO:
     try:
         return file.open("rb")
     except OSError as error:
-        raise InputError(400, f"the file cannot be read ({error.strerror})", "Check the path") from None
+        raise _unreadable(error) from None
+
+
+def _read(opened: BinaryIO) -> bytes:
+    try:
+        return opened.read(CHUNK)
+    except OSError as error:  # of a share that has gone
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: OSError) -> InputError:
+    return InputError(400, f"the file cannot be read ({error.strerror})", "Check the path")

@@ -71,7 +71,7 @@ def decode_dicom(data: bytes, limits: Limits) -> Pixels:
         affine = None
         if len(facts.origins) > 1 and facts.axes is not None:
             affine, uneven = volume_affine(facts.origins, facts.axes, shared_spacing(ds, layout.frames))
-            facts = replace(facts, uneven=uneven)
+            facts = replace(facts, uneven=uneven, notes=facts.notes + (uneven,) * bool(uneven))
         return Pixels(
             array=array,
             kind="dicom",

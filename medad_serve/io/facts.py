@@ -20,6 +20,13 @@ from medad_serve.spec import Window
 Notes = tuple[str, ...]
 _LOCALIZERS = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SCANOGRAM", "SURVIEW"}
 """From the third value of (0008,0008) Image Type on: the defined term (PS3.3 C.8.2.1.1.1) and what vendors write."""
+_MODALITIES = """
+ANN AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT IVUS
+KER KO LEN LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE
+RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA XA
+XAPROTOCOL XC AS CD CF CP CS DD DF DM DS EC FA FS LP MA MS OPR ST VF
+"""
+"""Defined terms of (0008,0060), and the retired ones from AS on (PS3.3 C.7.3.1.1.1)."""
 
 
 def read_facts(ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[float, float], notes: Notes) -> Facts:
@@ -29,7 +36,7 @@ def read_facts(ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[flo
     windows = _windows(ds, layout.frames)
     voi, faults = _voi(ds, layout, windows)
     return Facts(
-        modality=code(ds, "Modality"),
+        modality=_modality(ds),
         body_part=code(ds, "BodyPartExamined"),
         localizer=not _LOCALIZERS.isdisjoint(codes(ds, "ImageType")[2:]),
         rescaled=_is_rescaled(ds, layout.frames),
@@ -46,6 +53,12 @@ def read_facts(ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[flo
         series=hashlib.sha256(series.encode()).hexdigest()[:16] if series else "",
         notes=(*notes, *faults),
     )
+
+
+def _modality(ds: Dataset) -> str:
+    """Return a defined term, ``OT`` (other) for what is none: answers tell the modality, and it could be any text."""
+    modality = code(ds, "Modality")
+    return modality if not modality or modality in _MODALITIES.split() else "OT"
 
 
 def _is_rescaled(ds: Dataset, frames: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medad_serve.errors import InputError
+from medad_serve.errors import InputError, place_of
 from medad_serve.io.decode import decode
 from medad_serve.io.limits import DEFAULT_LIMITS, Limits
 from medad_serve.io.pixels import Pixels
@@ -19,4 +19,5 @@ def decoded(source: bytes | Path | tuple[bytes, ...], limits: Limits = DEFAULT_L
     except MemoryError:
         return InputError(413, "the image does not fit into memory", "Send fewer or smaller frames")
     except Exception as error:  # whose message could quote the input
-        return InputError(500, f"internal fault while reading ({type(error).__name__})", "Report this file's format")
+        fault = f"{type(error).__name__} at {place_of(error)}"
+        return InputError(500, f"internal fault while reading ({fault})", "Report this file's format")

@@ -139,7 +139,7 @@ def _stack(slices: list[Pixels], notes: list[str]) -> Pixels:
     facts = replace(
         first.facts,
         stored_range=(min(low for low, _ in ranges), max(high for _, high in ranges)),
-        notes=(*notes, *inner),
+        notes=tuple(dict.fromkeys((*notes, *inner))),
         origins=origins,
         uneven=uneven,
     )

@@ -51,8 +51,9 @@ def _is_in_units(prep: PrepSpec) -> bool:
 
 def _check_acquisition(pixels: Pixels, spec: InputSpec) -> None:
     """Refuse other bit depths and pixel distances than the model's, where the file states its own."""
-    if spec.bits and pixels.facts.bits is not None and not spec.bits[0] <= pixels.facts.bits <= spec.bits[1]:
-        fault = f"the image holds {pixels.facts.bits}-bit values, the model reads {spec.bits[0]} to {spec.bits[1]} bits"
+    bits = pixels.facts.bits if pixels.facts.modality else None  # who admits plain pictures knows what they are
+    if spec.bits and bits is not None and not spec.bits[0] <= bits <= spec.bits[1]:
+        fault = f"the image holds {bits}-bit values, the model reads {spec.bits[0]} to {spec.bits[1]} bits"
         raise InputError(422, fault, "Send the image as it was acquired, not a picture of it")
     if spec.spacing_mm and pixels.spacing_mm:
         low, high = spec.spacing_mm

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +14,8 @@ import psutil
 FRONTEND = "org.pytorch.serve.ModelServer"
 STATE = "server.json"
 PID_FILE = ".model_server.pid"
+PREFIX = "medad-serve-"
+"""Begins the names of the temporary directories."""
 
 
 def temporary_of(run_dir: Path) -> Path | None:
@@ -20,6 +24,20 @@ def temporary_of(run_dir: Path) -> Path | None:
         return Path(json.loads((run_dir / STATE).read_text())["temporary"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def remove_temporary(run_dir: Path, marks: tuple[str, ...]) -> None:
+    """Remove the temporary directory that the state names, where it is one of ours: the state could name any.
+
+    It has our prefix and owner, is no link, and holds one of ``marks`` or nothing.
+    """
+    found = temporary_of(run_dir)
+    if found is None or not found.name.startswith(PREFIX) or found.is_symlink() or not found.is_dir():
+        return
+    ours = not hasattr(os, "getuid") or found.stat().st_uid == os.getuid()
+    held = {path.name for path in found.iterdir()} if ours else set()
+    if ours and (not held or held.intersection(marks)):
+        shutil.rmtree(found, ignore_errors=True)
 
 
 def process_of(run_dir: Path) -> psutil.Process | None:

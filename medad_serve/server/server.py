@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -27,11 +29,14 @@ from medad_serve.export.store import LOGGING, PROPERTIES, check_name, inspect, p
 from medad_serve.files import write_whole
 from medad_serve.java import java_home
 from medad_serve.server.drain import drain as wait_for_answers
-from medad_serve.server.process import STATE, end, process_of, running, temporary_of
+from medad_serve.server.process import PID_FILE, PREFIX, STATE, end, process_of, remove_temporary, running
 from medad_serve.server.settings import KINDS, Ports, check_port, port_of, run_directory, settings_of, tls_of
 from medad_serve.server.tls import Tls, trusting
 
 KEY_FILE = "key_file.json"
+CONSOLE = "console.log"
+LOGS_KEPT = 5
+"""Of the servers before this one."""
 DEATHS = 3
 """Workers that may end in an exception before the model is given up."""
 
@@ -138,18 +143,18 @@ class Server:
 
     def _launch(self, names: list[str], java: Path, foreground: bool) -> None:
         self.run_dir.mkdir(mode=0o700, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix="medad-serve-"))
+        temporary = Path(tempfile.mkdtemp(prefix=PREFIX))
         write_whole(self.run_dir / STATE, json.dumps({"temporary": str(temporary), "models": names}) + "\n")
         lines = [f"{key}={value}" for key, value in self.settings.items()]
         write_whole(self.run_dir / PROPERTIES, "\n".join(lines) + "\n")
-        shutil.rmtree(self.logs, ignore_errors=True)
+        self._put_logs_by()
         command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs"]
         command += ["--model-store", str(self.store), "--ts-config", PROPERTIES]
         command += ["--models", *(f"{name}={name}.mar" for name in names)]
         # without the console where nobody would rotate what it writes; the log files rotate
         write_whole(temporary / LOGGING, private_logging(console=foreground, models=names))
         command += ["--log-config", str(temporary / LOGGING)]
-        with (self.run_dir / "console.log").open("wb") as console:
+        with (self.run_dir / CONSOLE).open("wb") as console:
             output = None if foreground else console
             done = subprocess.run(
                 command,
@@ -206,12 +211,23 @@ class Server:
         return httpx.get(f"{self.url('management')}{path}", headers=headers, trust_env=False, verify=trusted)
 
     def _log(self) -> str:
-        found = [path for path in (self.run_dir / "console.log", self.logs / "ts_log.log") if path.exists()]
+        found = [path for path in (self.run_dir / CONSOLE, self.logs / "ts_log.log") if path.exists()]
         return "".join(path.read_text(encoding="utf-8", errors="replace") for path in found)
 
     def _failure(self, what: str, model: str = "") -> MedadError:
         reason = _last_exception(self._log(), model)
         return MedadError(f"{what}{f': {reason}' if reason else ''}", f"See {self.logs / 'ts_log.log'}")
+
+    def _put_logs_by(self) -> None:
+        """Keep the logs of the servers before, of the last few: they tell why one ended."""
+        for left in sorted(self.run_dir.glob(f"{self.logs.name}-*"))[: 1 - LOGS_KEPT]:
+            shutil.rmtree(left, ignore_errors=True)
+        if self.logs.is_dir():
+            when = datetime.fromtimestamp(self.logs.stat().st_mtime, UTC)
+            kept = self.run_dir / f"{self.logs.name}-{when:%Y%m%dT%H%M%S.%f}"
+            self.logs.rename(kept)
+            with suppress(FileNotFoundError):
+                (self.run_dir / CONSOLE).rename(kept / CONSOLE)
 
     def _end(self, timeout: float) -> None:
         """Terminate frontend and workers, kill what stays past ``timeout``, and remove what was theirs."""
@@ -223,9 +239,7 @@ class Server:
     def _clean(self) -> None:
         """Remove token and temporary files of a server that has ended; its logs stay."""
         self.key_file.unlink(missing_ok=True)
-        temporary = temporary_of(self.run_dir)
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        remove_temporary(self.run_dir, marks=(LOGGING, PID_FILE))
         (self.run_dir / STATE).unlink(missing_ok=True)
 
 

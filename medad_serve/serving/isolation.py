@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from medad_serve.errors import InputError
@@ -123,20 +124,24 @@ class IsolatedDecoder:
     def _start(self) -> None:
         here, there = socket.socketpair()
         scratch = os.memfd_create("scratch")
-        os.ftruncate(scratch, SCRATCH_BYTES)
-        given = [there.fileno(), scratch, os.getpid(), self.memory, self.limits.model_dump_json()]
-        command = [sys.executable, "-P", "-m", self.module, *map(str, given)]
-        with there:
+        try:
+            os.ftruncate(scratch, SCRATCH_BYTES)
+            given = [there.fileno(), scratch, os.getpid(), self.memory, self.limits.model_dump_json()]
             self._process = subprocess.Popen(
-                command,
+                [sys.executable, "-P", "-m", self.module, *map(str, given)],
                 env={**os.environ, **_ENVIRONMENT},
                 pass_fds=[there.fileno(), scratch],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # codecs write what they like
                 stderr=subprocess.DEVNULL,
             )
-        self._channel, self._ready = Channel(here, scratch), False
-        os.close(scratch)
+            self._channel, self._ready = Channel(here, scratch), False
+        except OSError:  # no more processes or memory
+            here.close()
+            raise
+        finally:
+            there.close()
+            os.close(scratch)
 
     def _wait_until_ready(self) -> float:
         """Return the seconds that it took the process to be ready; raises EOFError where it never is."""
@@ -168,7 +173,8 @@ class IsolatedDecoder:
         self._end()
         self.losses[how] += 1
         logger.warning("a decoder process %s and was replaced", how)
-        self._start()
+        with suppress(OSError):  # the next file tries again
+            self._start()
         return status
 
     def _end(self) -> None:

@@ -16,11 +16,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from medad_serve.errors import InputError
+from medad_serve.errors import InputError, place_of
 from medad_serve.predictor import Result
 from medad_serve.serving.drift import Drift, DriftWindow
 from medad_serve.spec import Calibration, LevelCalibration
@@ -68,18 +67,17 @@ class Watch:
         self.metrics = {name: metric for group in cache.values() for name, metric in group.items()}
         self.model = str(getattr(metrics, "model_name", ""))
         self.worker = worker_of(sys.argv)
-        self._tell_gauges()  # a worker that starts anew takes back what the one before it said
+        try:
+            self._tell_gauges()  # a worker that starts anew takes back what the one before it said
+        except Exception as error:  # as in record
+            _log_fault(error)
 
     def record(self, answers: Answers, batch_ms: Mapping[str, float], batch: int) -> None:
         """Count one batch: status and answer of each item, milliseconds by stage, requests in the batch."""
         try:
             self._record(answers, batch_ms, batch)
         except Exception as error:  # the answers are there: watching must not cost them
-            trace = error.__traceback__
-            while trace and trace.tb_next:
-                trace = trace.tb_next
-            place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "unknown"
-            logger.error("watching failed: %s at %s", type(error).__name__, place)
+            _log_fault(error)
 
     def summary(self) -> Summary:
         """Return everything counted so far."""
@@ -146,3 +144,7 @@ def worker_of(arguments: Sequence[str]) -> str:
     given = dict(pairwise(arguments))
     found = re.search(r"\d+$", given.get("--sock-name") or given.get("--port") or "")
     return found.group() if found else "0"
+
+
+def _log_fault(error: Exception) -> None:
+    logger.error("watching failed: %s at %s", type(error).__name__, place_of(error))

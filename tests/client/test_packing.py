@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import email
+import errno
+import io
 import os
 import tracemalloc
 from pathlib import Path
@@ -60,6 +62,17 @@ def test_a_large_file_is_sent_in_pieces_and_a_small_one_whole(tmp_path: Path) ->
     large.write_bytes(small.read_bytes() * 7)
     assert body_of(small).content == small.read_bytes()
     assert joined(body_of(large)) == large.read_bytes()
+
+
+def test_a_read_that_fails_is_an_items_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    [file] = written(tmp_path, 1, 10)
+    monkeypatch.setattr(Path, "open", lambda *_, **__: Gone())
+    with pytest.raises(InputError, match=r"cannot be read \(Input/output error\)"):
+        body_of(file)
 
 
 @pytest.mark.parametrize("place", [0, 2])

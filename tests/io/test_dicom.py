@@ -281,6 +281,13 @@ def test_facts_hold_what_preparation_needs(make_dicom: Any, slice_16: Any) -> No
     assert "1.2.826" not in facts.series
 
 
+@pytest.mark.parametrize(("stated", "found"), [("MR", "MR"), ("DOE JANE", "OT"), ("DOE^JANE", ""), ("", "")])
+def test_a_modality_is_a_term_of_the_standard_or_nothing(
+    make_dicom: Any, slice_16: Any, stated: str, found: str
+) -> None:
+    assert decode(make_dicom(slice_16, Modality=stated)).facts.modality == found
+
+
 @pytest.mark.parametrize("widths", [[0], [80, 0], [-5]])
 def test_window_of_no_width_is_refused(make_dicom: Any, slice_16: Any, widths: list[int]) -> None:
     with pytest.raises(InputError, match=r"\(0028,1051\) Window Width must be greater than 0") as caught:

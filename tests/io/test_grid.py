@@ -186,6 +186,7 @@ def test_affine_of_an_enhanced_image_follows_its_frames(enhanced: Any, make_zip:
 def test_enhanced_image_with_a_gap_says_so(enhanced: Any) -> None:
     pixels = decode(enhanced([0, 2, 4, 8]))
     assert (pixels.affine, pixels.facts.uneven) == (None, "1 slice is missing")
+    assert pixels.facts.notes.count("1 slice is missing") == 1
 
 
 def test_enhanced_image_out_of_order_has_no_affine(enhanced: Any) -> None:

@@ -88,10 +88,14 @@ def test_unsigned_ct_values_without_a_rescale_are_no_hu() -> None:
 def test_bounds_belong_to_the_range() -> None:
     spec = InputSpec(bits=(8, 12), spacing_mm=(0.5, 1.0))
     for bits, spacing in ((8, (0.5, 1.0)), (12, (1.0, 0.5)), (None, None)):
-        check_input(pixels(spacing, bits=bits), spec, PrepSpec())
+        check_input(pixels(spacing, modality="CT", bits=bits), spec, PrepSpec())
     for bits, spacing in ((7, None), (13, None), (8, (0.49, 1)), (8, (1, 1.01))):
         with pytest.raises(InputError):
-            check_input(pixels(spacing, bits=bits), spec, PrepSpec())
+            check_input(pixels(spacing, modality="CT", bits=bits), spec, PrepSpec())
+
+
+def test_bits_are_those_of_a_modality_and_plain_pictures_have_none() -> None:
+    check_input(pixels(bits=8), InputSpec(bits=(10, 32)), PrepSpec())
 
 
 def test_a_tensor_must_have_the_graphs_shape() -> None:

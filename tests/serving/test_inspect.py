@@ -179,7 +179,12 @@ def test_bombs_are_refused_before_they_go_off(members: Members, write: Callable[
     nested = pack(covered(members, **{TORCHSERVE_MANIFEST: b"[" * 60_000}))
     assert "RecursionError" in refusal(write(nested))
     aliases = ["a: &a [1, 1]"] + [f"{chr(98 + n)}: &{chr(98 + n)} [*{chr(97 + n)}, *{chr(97 + n)}]" for n in range(25)]
-    assert "cannot be used" in refusal(write(pack(covered(members, **{MODEL_CONFIG: "\n".join(aliases).encode()}))))
+    merges = ["a: &a {x: 1}"]
+    for n in range(12):
+        merges.append(f"{chr(98 + n)}: &{chr(98 + n)} {{<<: [{', '.join([f'*{chr(97 + n)}'] * 8)}]}}")
+    for lines in (aliases, merges):
+        text = "\n".join(lines).encode()
+        assert "by aliases" in refusal(write(pack(covered(members, **{MODEL_CONFIG: text}))))
 
 
 @pytest.mark.parametrize("where", ["front", "between", "before the directory", "end"])

@@ -226,6 +226,28 @@ def test_what_cannot_be_started_is_a_fault_of_ours(png: bytes) -> None:
     assert answer.code == 503
 
 
+def test_without_a_process_nothing_is_left_open_and_the_next_may_have_one(
+    png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = IsolatedDecoder(budget_s=5)
+    try:
+        assert not isinstance(next(iter(decoder([png]))), InputError)
+        decoder.close()
+
+        def refused(*_: object, **__: object) -> None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        with monkeypatch.context() as patched:
+            patched.setattr(subprocess, "Popen", refused)
+            answers = list(decoder([png, png]))
+        assert [isinstance(a, InputError) and a.code for a in answers] == [503, 503]
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert not isinstance(next(iter(decoder([png]))), InputError)
+    finally:
+        decoder.close()
+
+
 def test_nothing_of_the_input_is_logged(
     faulty: IsolatedDecoder, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
