@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -29,6 +28,7 @@ from medad_serve.predictor import Predictor
 from medad_serve.prep import check_input, prepare
 from medad_serve.runtime import run_batched
 from medad_serve.server import Ports, Server
+from medad_serve.serving.resources import cores
 
 MODEL, NOOP = "model", "noop"
 WARM_S = 20.0
@@ -69,8 +69,7 @@ def serving(artifact: Path, *, workers: int = 1, batch_size: int = 8, max_batch_
         frontend = server.process()
         if frontend is None:
             raise MedadError("TorchServe ended by itself", f"See {server.logs}")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        predictor = Predictor.load(artifact, threads=max(1, cores // workers))  # as the handler divides the cores
+        predictor = Predictor.load(artifact, threads=max(1, cores() // workers))  # as the handler divides the cores
         yield Serving(server, frontend, predictor, batch_size)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +15,25 @@ import numpy as np
 import pytest
 
 from medad_serve.calibration import p_value
-from medad_serve.export.archive import archive
 from medad_serve.io import decode
 from medad_serve.predictor import Predictor
 from medad_serve.prep import prepare
-from medad_serve.server import Ports, Server
 
 pytestmark = pytest.mark.server
 Ask = Callable[..., tuple[int, dict[str, Any]]]
 
 
-@pytest.fixture(scope="module")
-def ask(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
-    """``ask(body, **headers)``, of a server of one worker."""
-    store = tmp_path_factory.mktemp("store")
-    archive(artifact, store, name="head", max_batch_delay_ms=1)
-    server = Server(store, Ports.free())
-    server.start()
-    try:
-        key = json.loads(server.key_file.read_text())["inference"]["key"]
-        fixed = {"Authorization": f"Bearer {key}", "Content-Type": "application/octet-stream"}
+@pytest.fixture
+def ask(head_client: httpx.Client) -> Ask:
+    """``ask(body, **headers)``."""
 
-        def post(body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
-            named = {name.replace("_", "-"): value for name, value in headers.items()}
-            answer = client.post("/predictions/head", content=body, headers=fixed | named)
-            return answer.status_code, answer.json()
+    def post(body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        sent = {"Content-Type": "application/octet-stream"} | named
+        answer = head_client.post("/predictions/head", content=body, headers=sent)
+        return answer.status_code, answer.json()
 
-        with httpx.Client(base_url=server.url("inference"), trust_env=False, timeout=60) as client:
-            yield post
-    finally:
-        server.stop(drain=0)
+    return post
 
 
 @pytest.fixture(scope="module")

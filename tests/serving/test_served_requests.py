@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +15,19 @@ import pydicom
 import pytest
 from urllib3.filepost import encode_multipart_formdata
 
-from medad_serve.export.archive import archive
 from medad_serve.io import decode
 from medad_serve.predictor import Predictor, Result
 from medad_serve.prep import prepare
-from medad_serve.server import Ports, Server
 
 pytestmark = pytest.mark.server
 Post = Callable[..., httpx.Response]
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture(scope="module")
-def post(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Post]:
-    """``post(path, **httpx arguments)`` to a server of one worker."""
-    store = tmp_path_factory.mktemp("store")
-    archive(artifact, store, name="head", max_batch_delay_ms=1)
-    server = Server(store, Ports.free())
-    server.start()
-    try:
-        key = json.loads(server.key_file.read_text())["inference"]["key"]
-        address, token = server.url("inference"), {"Authorization": f"Bearer {key}"}
-        with httpx.Client(base_url=address, headers=token, trust_env=False, timeout=60) as client:
-            yield client.post
-    finally:
-        server.stop(drain=0)
+@pytest.fixture
+def post(head_client: httpx.Client) -> Post:
+    """``post(path, **httpx arguments)``."""
+    return head_client.post
 
 
 @pytest.fixture(scope="module")
