@@ -68,7 +68,10 @@ def bench(
 
         bench_serving(files, models=models, batch=batch or 8, rounds=rounds or 3, as_json=as_json, **how)
         return
-    from medad_serve.bench import Timings, bench_epoch, bench_io, bench_latency, bench_step, slice_bytes
+    from medad_serve.bench.io import bench_io, slice_bytes
+    from medad_serve.bench.latency import bench_latency
+    from medad_serve.bench.timing import Timings
+    from medad_serve.bench.training import bench_epoch, bench_step
     from medad_serve.models import families, family
 
     if not (measure_io or epoch or latency or step):

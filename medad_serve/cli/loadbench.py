@@ -59,7 +59,7 @@ def bench_serving(
 
 
 def _sent(items: Sequence[Item]) -> list[Sent]:
-    from medad_serve.bench import slice_bytes
+    from medad_serve.bench.io import slice_bytes
     from medad_serve.client.packing import body_of
     from medad_serve.loadbench import Sent
 

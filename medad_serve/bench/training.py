@@ -1,82 +1,25 @@
-"""What decoding, preparing, an epoch, an answer and a training step cost; comparisons are interleaved in one run."""
+"""What an epoch over the cache and a training step cost."""
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import torch
 from numpy.typing import NDArray
 
-from medad_serve.artifact import GRAPHS
-from medad_serve.data.phantoms.ct_dicom import Encoding, save_ct
-from medad_serve.data.phantoms.head_anatomy import Head, head_ct_slice
-from medad_serve.export.bundle import EXPORTERS
-from medad_serve.export.graph import EagerRuntime
-from medad_serve.io import decode
+from medad_serve.bench.timing import Timings, interleaved
 from medad_serve.models import Batch, Family, family
 from medad_serve.models.base import device_for
-from medad_serve.prep import prepare
-from medad_serve.runtime import Runtime, open_runtime
 from medad_serve.training.batches import loader
-
-Timings = dict[str, float]
-
-
-def interleaved(tasks: dict[str, Callable[[], object]], rounds: int) -> Timings:
-    """Return the median milliseconds of each task, run in turn so that a noisy machine disturbs all alike."""
-    taken: dict[str, list[float]] = {name: [] for name in tasks}
-    for number in range(rounds + 1):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            if number:  # the first round warms caches
-                taken[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(values) for name, values in taken.items()}
-
-
-def slice_bytes() -> bytes:
-    """Return an uncompressed 512x512 16-bit CT slice of a phantom."""
-    rng = np.random.default_rng(0)
-    values, _ = head_ct_slice(rng, Head.draw(rng))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "slice.dcm"
-        encoding = Encoding(signed=True, rle=False)
-        save_ct(path, values, patient="bench", index=0, spacing_mm=0.45, encoding=encoding, seed=0)
-        return path.read_bytes()
-
-
-def bench_io(files: Sequence[bytes], chosen: Family, rounds: int = 300) -> Timings:
-    """Time decode and decode + prepare beside bare pydicom, over files in memory; per file, milliseconds."""
-
-    def each(task: Callable[[bytes], object]) -> Callable[[], None]:
-        def run() -> None:
-            for data in files:  # one at a time: results that stay would cost fresh memory pages
-                task(data)
-
-        return run
-
-    timings = interleaved(
-        {
-            "parse: dcmread": each(lambda data: pydicom.dcmread(io.BytesIO(data))),
-            "floor: dcmread + pixel_array": each(lambda data: pydicom.dcmread(io.BytesIO(data)).pixel_array),
-            "decode": each(decode),
-            "decode + prepare": each(lambda data: prepare(decode(data), chosen.prep)),
-        },
-        rounds,
-    )
-    return {name: ms / len(files) for name, ms in timings.items()}
 
 
 def bench_epoch(chosen: Family, *, images: int = 1024, batch: int = 64, rounds: int = 5) -> Timings:
@@ -105,23 +48,6 @@ def bench_epoch(chosen: Family, *, images: int = 1024, batch: int = 64, rounds: 
         np.save(path, resident.numpy())
         mapped = np.load(path, mmap_mode="r")
         return interleaved({"floor: tensor in memory": in_memory, "cache": lambda: cached(mapped)}, rounds)
-
-
-def bench_latency(chosen: Family, *, batch: int = 1, device: str = "cpu", rounds: int = 5) -> Timings:
-    """Time an answer of a whole batch at the model's own size, eager and exported, with untrained weights; ms."""
-    torch.manual_seed(0)
-    model = chosen.build().eval().to(device_for(device))
-    x = torch.rand(batch, *chosen.shape(chosen.prep)).numpy()
-
-    def run(runtime: Runtime) -> Callable[[], object]:
-        return lambda: runtime.run(x, model.outputs)
-
-    with tempfile.TemporaryDirectory() as folder:
-        tasks = {"floor: eager": run(EagerRuntime(model))}
-        for kind, exporter in EXPORTERS.items():
-            exporter(chosen.build().eval(), chosen.shape(chosen.prep), Path(folder) / GRAPHS[kind])
-            tasks[kind] = run(open_runtime(Path(folder), kind, model.outputs, device=device))
-        return interleaved(tasks, rounds)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What decoding, preparing, training and answering cost; comparisons are interleaved in one run."""
