@@ -148,9 +148,8 @@ def test_bench_prints_ratios_to_the_floor(call: Call) -> None:
     assert all(ms > 0 for ms in found["io"].values())
 
 
-def test_bench_compares_runtimes_and_measures_a_step(call: Call) -> None:
-    found = json.loads(call("bench", "--latency", "--step", "--model", "ae", "--rounds", "1", "--json").stdout)
-    assert set(found["latency of ae"]) == {"floor: eager", "onnx", "torchscript"}
+def test_bench_measures_a_step(call: Call) -> None:
+    found = json.loads(call("bench", "--step", "--model", "ae", "--json").stdout)
     assert found["step"]["ae"]["milliseconds"] > 0
     # Adam keeps the weights four times: value, gradient and two moments.
     assert found["step"]["ae"]["peak_gib"] > 4 * 4 * 4_487_248 / 2**30

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from medad_serve.cli.console import out, table
+from medad_serve.cli.console import out
 from medad_serve.cli.serving import FOLDER, STORE
 
 
@@ -68,35 +65,33 @@ def bench(
 
         bench_serving(files, models=models, batch=batch or 8, rounds=rounds or 3, as_json=as_json, **how)
         return
-    from medad_serve.bench.io import bench_io, slice_bytes
+    if measure_io or epoch or step:
+        from medad_serve.cli.databench import bench_data
+
+        bench_data(
+            files,
+            measure_io=measure_io,
+            epoch=epoch,
+            step=step,
+            models=models,
+            batch=batch or 2,
+            device=device,
+            rounds=rounds,
+            as_json=as_json,
+        )
+        return
+    if latency:
+        _bench_latency(models, batch or 1, device, rounds or 5, as_json)
+        return
+    raise click.UsageError("ask for --io, --epoch, --latency, --step, --http or --overhead")
+
+
+def _bench_latency(models: tuple[str, ...], batch: int, device: str, rounds: int, as_json: bool) -> None:
     from medad_serve.bench.latency import bench_latency
-    from medad_serve.bench.timing import Timings
-    from medad_serve.bench.training import bench_epoch, bench_step
     from medad_serve.models import families, family
 
-    if not (measure_io or epoch or latency or step):
-        raise click.UsageError("ask for --io, --epoch, --latency, --step, --http or --overhead")
-    chosen = [family(name) for name in models or ("ae",)]
-    found: dict[str, Timings] = {}
-    if measure_io:
-        found["io"] = bench_io([f.read_bytes() for f in files] or [slice_bytes()], chosen[0], rounds or 300)
-    if epoch:
-        found["epoch"] = bench_epoch(chosen[0], rounds=rounds or 5)
-    for each in (chosen if models else families().values()) if latency else ():
-        found[f"latency of {each.name}"] = bench_latency(each, batch=batch or 1, device=device, rounds=rounds or 5)
-    steps = {each.name: asdict(bench_step(each, batch=batch or 2, device=device)) for each in chosen if step}
-    if as_json:
-        out.print(json.dumps({**found, **({"step": steps} if step else {})}, indent=1), markup=False)
-        return
-    out.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", markup=False)
-    for name, timings in found.items():
-        floor = next(ms for task, ms in timings.items() if task.startswith("floor"))
-        rows = table(name, "task", "median ms", "x floor")
-        for task, ms in timings.items():
-            rows.add_row(task, f"{ms:.3f}", f"{ms / floor:.2f}")
-        out.print(rows)
-    if steps:
-        rows = table(f"training step, batch {batch or 2}", "model", "median ms", "peak GiB")
-        for name, cost in steps.items():
-            rows.add_row(name, f"{cost['milliseconds']:.0f}", f"{cost['peak_gib']:.2f}")
-        out.print(rows)
+    chosen = [family(name) for name in models] or list(families().values())
+    found = {
+        f"latency of {each.name}": bench_latency(each, batch=batch, device=device, rounds=rounds) for each in chosen
+    }
+    out.print(json.dumps(found, indent=1), markup=False)
