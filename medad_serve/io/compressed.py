@@ -10,7 +10,7 @@ from medad_serve.errors import InputError
 from medad_serve.io.codestream import frame_size
 from medad_serve.io.imagecodecs_plugin import DECODER_DEPENDENCIES
 from medad_serve.io.layout import Layout, damaged
-from medad_serve.io.tags import DAMAGED, label
+from medad_serve.io.tags import DAMAGED, holds, label
 
 
 def check_frames(ds: Dataset, layout: Layout, syntax: UID) -> tuple[str, ...]:
@@ -38,7 +38,7 @@ def check_frames(ds: Dataset, layout: Layout, syntax: UID) -> tuple[str, ...]:
 
 
 def _offsets(ds: Dataset) -> tuple[bytes, bytes] | None:
-    if "ExtendedOffsetTable" in ds and "ExtendedOffsetTableLengths" in ds:
+    if holds(ds, "ExtendedOffsetTable") and holds(ds, "ExtendedOffsetTableLengths"):
         return ds["ExtendedOffsetTable"].value, ds["ExtendedOffsetTableLengths"].value
     return None
 

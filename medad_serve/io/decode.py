@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from medad_serve.errors import InputError
-from medad_serve.io.dicom import decode_dicom, is_dicom
+from medad_serve.io.dicom import decode_dicom
+from medad_serve.io.elements import is_dicom
 from medad_serve.io.image import JPEG, PNG, decode_image
 from medad_serve.io.limits import DEFAULT_LIMITS, Limits
 from medad_serve.io.members import ZIP

@@ -14,19 +14,20 @@ from medad_serve.io.groups import group_items
 from medad_serve.io.layout import Layout
 from medad_serve.io.lut import Lut, read_lut
 from medad_serve.io.pixels import Axes, Facts, Triple
-from medad_serve.io.tags import code, codes, numbers, uid
+from medad_serve.io.tags import code, codes, holds, numbers, uid
 from medad_serve.spec import Window
 
 Notes = tuple[str, ...]
 _LOCALIZERS = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SCANOGRAM", "SURVIEW"}
 """From the third value of (0008,0008) Image Type on: the defined term (PS3.3 C.8.2.1.1.1) and what vendors write."""
-_MODALITIES = """
+_TERMS = """
 ANN AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT IVUS
 KER KO LEN LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE
 RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA XA
 XAPROTOCOL XC AS CD CF CP CS DD DF DM DS EC FA FS LP MA MS OPR ST VF
 """
 """Defined terms of (0008,0060), and the retired ones from AS on (PS3.3 C.7.3.1.1.1)."""
+_MODALITIES = frozenset(_TERMS.split())
 
 
 def read_facts(ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[float, float], notes: Notes) -> Facts:
@@ -58,12 +59,12 @@ def read_facts(ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[flo
 def _modality(ds: Dataset) -> str:
     """Return a defined term, ``OT`` (other) for what is none: answers tell the modality, and it could be any text."""
     modality = code(ds, "Modality")
-    return modality if not modality or modality in _MODALITIES.split() else "OT"
+    return modality if not modality or modality in _MODALITIES else "OT"
 
 
 def _is_rescaled(ds: Dataset, frames: int) -> bool:
     source = _macro(ds, "PixelValueTransformationSequence", frames)
-    return "RescaleIntercept" in source or "RescaleSlope" in source or "ModalityLUTSequence" in ds
+    return holds(source, "RescaleIntercept") or holds(source, "RescaleSlope") or holds(ds, "ModalityLUTSequence")
 
 
 def spacing(ds: Dataset, frames: int) -> tuple[float, float] | None:

@@ -6,7 +6,7 @@ from pydicom.dataset import Dataset
 
 from medad_serve.errors import InputError
 from medad_serve.io.layout import damaged
-from medad_serve.io.tags import DAMAGED, label
+from medad_serve.io.tags import DAMAGED, holds, label
 
 
 def group_items(ds: Dataset, macro: str, frames: int) -> list[Dataset]:
@@ -16,13 +16,13 @@ def group_items(ds: Dataset, macro: str, frames: int) -> list[Dataset]:
         InputError: 400, some frames lack what others have.
     """
     shared, per_frame = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
-    if shared not in ds and per_frame not in ds:
+    if not (holds(ds, shared) or holds(ds, per_frame)):
         return []
     with damaged(f"{label(per_frame)} or {label(shared)} cannot be read"):
-        groups = list(ds[per_frame].value or ()) if per_frame in ds else []
+        groups = list(ds[per_frame].value or ()) if holds(ds, per_frame) else []
         items = [item for group in groups[:frames] if (item := _first(group, macro)) is not None]
         if not items:
-            common = list(ds[shared].value or ()) if shared in ds else []
+            common = list(ds[shared].value or ()) if holds(ds, shared) else []
             item = _first(common[0], macro) if common else None
             return [] if item is None else [item]
     if len(items) < frames:

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 
 from medad_serve.errors import InputError
 from medad_serve.io.limits import Limits
-from medad_serve.io.tags import DAMAGED, code, label, whole
+from medad_serve.io.tags import DAMAGED, code, holds, label, whole
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
@@ -70,7 +70,7 @@ def read_layout(ds: Dataset, limits: Limits) -> Layout:
         InputError: 400 tags missing or contradictory, 413 too large, 415 photometric interpretation not
             supported, 422 no pixel data.
     """
-    keyword = next((k for k in ("PixelData", *_FLOATS) if k in ds), "")
+    keyword = next((k for k in ("PixelData", *_FLOATS) if holds(ds, k)), "")
     if not keyword:
         hint = "Send a whole image: reports and directories hold none, a file cut short has lost them"
         raise InputError(422, f"the DICOM file holds no {label('PixelData')}", hint)
@@ -80,7 +80,7 @@ def read_layout(ds: Dataset, limits: Limits) -> Layout:
     representation = 0 if is_float else whole(ds, "PixelRepresentation")
     if representation not in (0, 1):
         raise InputError(400, f"{label('PixelRepresentation')} is neither 0 nor 1", DAMAGED)
-    if "PhotometricInterpretation" not in ds:  # a guess could turn the image's polarity around
+    if not holds(ds, "PhotometricInterpretation"):  # a guess could turn the image's polarity around
         raise InputError(400, f"{label('PhotometricInterpretation')} is missing", DAMAGED)
     layout = Layout(
         keyword=keyword,

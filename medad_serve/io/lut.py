@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 
 from medad_serve.errors import InputError
 from medad_serve.io.layout import Layout, damaged
-from medad_serve.io.tags import DAMAGED, label
+from medad_serve.io.tags import DAMAGED, holds, label
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +36,11 @@ def read_lut(ds: Dataset, sequence: str, layout: Layout, root: Dataset | None = 
     Raises:
         InputError: 400, the table cannot be read.
     """
+    if not holds(ds, sequence):
+        return None
     message = f"{label(sequence)} cannot be read"
     with damaged(message):
-        if sequence not in ds or not ds[sequence].value:
+        if not ds[sequence].value:
             return None
         item = ds[sequence].value[0]
         count, first, bits = (int(v) for v in item.LUTDescriptor)

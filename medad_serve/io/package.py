@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medad_serve.errors import InputError
-from medad_serve.io.dicom import is_dicom
+from medad_serve.io.elements import is_dicom
 from medad_serve.io.limits import Limits
 from medad_serve.io.mask import MOST_LABELS, check_same_grid, labels_of, resample
 from medad_serve.io.members import read_members

@@ -18,6 +18,8 @@ from medad_serve.io.tags import DAMAGED, label, number, numbers
 Rescaled = tuple[NDArray[np.float32], tuple[float, float]]
 """Values, and the range that the stored type spans once rescaled."""
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def rescale(stored: NDArray[Any], ds: Dataset, layout: Layout) -> Rescaled:
     """Apply the Modality LUT, else slope and intercept per frame (PS3.3 C.11.1, C.7.6.16.2.9).
@@ -34,7 +36,7 @@ def rescale(stored: NDArray[Any], ds: Dataset, layout: Layout) -> Rescaled:
     low, high = _type_range(stored, layout)
     ends = [end * slope + intercept for slope, intercept in pairs for end in (low, high)]
     span = min(ends), max(ends)
-    if not all(map(math.isfinite, ends)) or max(map(abs, span)) > np.finfo(np.float32).max:
+    if not all(map(math.isfinite, ends)) or max(map(abs, span)) > _LARGEST:
         fault = f"{label('RescaleSlope')} or {label('RescaleIntercept')} leads beyond finite values"
         raise InputError(422, fault, DAMAGED)
     # float32 holds integers of up to 24 bits; wider ones are rescaled in float64 and rounded once
@@ -77,7 +79,7 @@ def linear(stored: NDArray[Any], slope: float, intercept: float) -> Rescaled:
         low, high = float(np.fmin.reduce(values, axis=None)), float(np.fmax.reduce(values, axis=None))
     if math.isnan(low) or (not whole and low >= 0 and high <= 1):
         return values, (0.0, 1.0)
-    if max(abs(low), abs(high)) > float(np.finfo(np.float32).max):
+    if max(abs(low), abs(high)) > _LARGEST:
         raise InputError(422, "the values reach beyond finite numbers", "Export it again with finite values")
     if whole and not np.float32(high) > np.float32(low):
         raise InputError(422, "the rescale of the file makes all values equal", "Export it again from its source")

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medad_serve.errors import InputError
-from medad_serve.io.dicom import decode_dicom, is_dicom
+from medad_serve.io.dicom import decode_dicom
+from medad_serve.io.elements import is_dicom
 from medad_serve.io.grid import SAME_MM, volume_affine
 from medad_serve.io.limits import Limits
 from medad_serve.io.pixels import Axes, Pixels
