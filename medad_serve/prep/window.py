@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,7 +61,9 @@ def display(pixels: Pixels, window: Shown) -> FloatArray:
     if pixels.inverted:
         np.subtract(np.float32(1), out, out=out)
     if pixels.padding is not None:
-        out[pixels.padding] = 0
+        black = np.zeros(out.shape[1:], np.float32)
+        for frame, mask in zip(out, pixels.padding, strict=True):
+            cv2.copyTo(black, mask.view(np.uint8), frame)  # half the time of an assignment by the mask
     return out
 
 
