@@ -44,12 +44,23 @@ def measure(tensor: FloatArray, prep: PrepSpec) -> Statistics:
 
 
 def _plain(item: FloatArray) -> list[float]:
+    """Return the plain statistics of ``(*S)``, by OpenCV: numpy takes twice as long over a small image."""
     rows, columns = item.shape[-2:]
     inner = item[..., rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4]
-    mean = float(item.mean())
-    steps = [float(np.abs(np.diff(item, axis=axis)).mean()) if item.shape[axis] > 1 else 0.0 for axis in (-2, -1)]
+    mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(_flat(item)))
+    steps = _step(item[..., 1:, :], item[..., :-1, :]) + _step(item[..., 1:], item[..., :-1])
     black, white = (float(np.count_nonzero(part)) / item.size for part in (item <= _EDGE, item >= 1 - _EDGE))
-    return [mean, float(item.std()), black, white, sum(steps), float(inner.mean()) - mean]
+    return [mean, deviation, black, white, steps, cv2.mean(_flat(inner))[0] - mean]
+
+
+def _flat(item: FloatArray) -> FloatArray:
+    """Return an image or volume as one image; OpenCV would take a third axis for channels."""
+    return item.reshape(-1, item.shape[-1])
+
+
+def _step(item: FloatArray, neighbors: FloatArray) -> float:
+    """Return the mean absolute difference, 0 where there is nothing to compare."""
+    return float(cv2.norm(_flat(item), _flat(neighbors), cv2.NORM_L1)) / item.size if item.size else 0.0
 
 
 def _coarse(shown: FloatArray) -> NDArray[np.float64]:

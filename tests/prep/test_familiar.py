@@ -88,6 +88,18 @@ def test_volumes_are_measured_whole() -> None:
     assert unfamiliar(1 - stacks[:1], prep, known)[0].startswith("the volume lies")
 
 
+@pytest.mark.parametrize("shape", [(7, 12, 9), (12, 9), (1, 9), (5, 1)])
+def test_statistics_are_those_of_numpy(shape: tuple[int, ...]) -> None:
+    item = np.random.default_rng(0).random(shape).astype(np.float32)
+    item[..., 0, 0], item[..., -1, -1] = 0, 1
+    [values], _ = measure(item[None, None], PrepSpec(size=(12, 9)))
+    steps = [np.abs(np.diff(item, axis=axis)) for axis in (-2, -1)]
+    rows, columns = (slice(side // 4, side - side // 4) for side in shape[-2:])
+    expected = [item.mean(), item.std(), (item <= 0.02).mean(), (item >= 0.98).mean()]
+    expected += [sum(step.mean() for step in steps if step.size), item[..., rows, columns].mean() - item.mean()]
+    assert values == pytest.approx(expected, rel=1e-5)
+
+
 def test_few_items_state_no_range() -> None:
     assert input_range([measure(heads(9), PREP)]) is None
     assert input_range([measure(heads(0), PREP)]) is None
