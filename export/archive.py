@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from medad_serve.artifact import GRAPHS, MANIFEST, load_manifest
+from medad_serve.artifact import MANIFEST, graph_of, load_manifest
 from medad_serve.errors import MedadError
 from medad_serve.export.inspection import HANDLER, MODEL_CONFIG
 from medad_serve.export.store import (
@@ -32,7 +32,7 @@ from medad_serve.export.store import (
     verify,
 )
 from medad_serve.files import sha256, write_whole
-from medad_serve.spec import Manifest
+from medad_serve.spec import Manifest, full_name
 
 try:
     import fcntl
@@ -49,23 +49,24 @@ def archive(
     store: Path,
     *,
     name: str | None = None,
-    runtime: str = "onnx",
-    workers: int = 1,
+    runtime: str | None = None,
+    workers: int | None = None,
     batch_size: int = 8,
     max_batch_delay_ms: int = 1,
     response_timeout_s: int = 120,
 ) -> Path:
     """Write ``<store>/<name>.mar`` and its digest into the store's index, replacing an older one at the end.
 
-    The manifest inside covers handler and model configuration too. Raises MedadError for an artifact that
+    ``runtime`` and ``workers`` None take what was tuned, else onnxruntime and one. The graph of that variant is
+    packed; the manifest inside covers handler and model configuration too. Raises MedadError for an artifact that
     does not verify, a runtime that it was not exported for, or a name that cannot be part of a URL.
     """
     manifest = load_manifest(artifact)
     name = name or manifest.name
     check_name(name)
-    if runtime not in GRAPHS or GRAPHS[runtime] not in manifest.files:
-        made = ", ".join(r for r, graph in GRAPHS.items() if graph in manifest.files)
-        raise MedadError(f"{artifact} was not exported for {runtime}", f"It has: {made}")
+    variant = full_name(runtime or manifest.default_variant)
+    manifest.calibration_of(variant, artifact)
+    workers = workers or (manifest.tuning.workers if manifest.tuning and manifest.tuning.variant == variant else 1)
     store.mkdir(parents=True, exist_ok=True)
     _settle(store)
     config = {
@@ -75,7 +76,7 @@ def archive(
         "maxBatchDelay": max_batch_delay_ms,
         "responseTimeout": response_timeout_s,
         "startupTimeout": STARTUP_TIMEOUT_S,
-        "handler": {"runtime": runtime, "max_answer_bytes": _max_answer_bytes(store)},
+        "handler": {"runtime": variant, "max_answer_bytes": _max_answer_bytes(store)},
     }
     with _locked(store), tempfile.TemporaryDirectory(prefix=BESIDE, dir=store) as beside:
         stage = Path(beside)
@@ -107,7 +108,8 @@ def _max_answer_bytes(store: Path) -> int:
 
 def _stage(artifact: Path, manifest: Manifest, config: dict[str, Any], stage: Path) -> list[str]:
     """Lay out what the archive holds; return the names of all but handler and model configuration."""
-    digests = {graph: manifest.files[graph] for graph in GRAPHS.values() if graph in manifest.files}
+    graph = graph_of(config["handler"]["runtime"])
+    digests = {graph: manifest.files[graph]}
     for file in digests:
         shutil.copyfile(artifact / file, stage / file)
     shutil.copyfile(installed_handler(), stage / HANDLER)

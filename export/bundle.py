@@ -1,57 +1,24 @@
-"""Trained model to artifact: graphs, calibration over the exported files, parity, manifest; whole or not at all."""
+"""What an export is made of: the trained model, held-out items, and the calibration that follows from their scores."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medad_serve.artifact import GRAPHS, write_manifest
 from medad_serve.calibration import HeldOut, calibrate
 from medad_serve.errors import MedadError
-from medad_serve.export.graph import EagerRuntime
-from medad_serve.export.onnx import export_onnx
-from medad_serve.export.parity import check_parity
-from medad_serve.export.torchscript import export_torchscript
-from medad_serve.files import whole_directory
-from medad_serve.models import AnomalyModel, count_parameters
+from medad_serve.models import AnomalyModel
 from medad_serve.models.base import Shape
 from medad_serve.prep import Statistics, input_range, measure
-from medad_serve.runtime import FloatArray, Runtime, Selection, batches, open_runtime
-from medad_serve.spec import PRECISION, Calibration, InputSpec, Manifest, OutputSpec, Parity, PrepSpec
+from medad_serve.runtime import FloatArray, Runtime, Selection, batches
+from medad_serve.spec import Calibration, InputSpec, PrepSpec
 
-EXPORTERS: dict[str, Callable[[AnomalyModel, Shape, Path], None]] = {
-    "onnx": export_onnx,
-    "torchscript": export_torchscript,
-}
 DARK = 0.2
 """Of what is typical of abnormal items: normals below it are dark."""
 HEATMAP_QUANTILE = 0.999
-_PACKAGES = (
-    "medad-serve",
-    "torch",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "numpy",
-    "opencv-python-headless",
-    "pydicom",
-    "imagecodecs",
-    "lightning",
-    "monai",
-    "nibabel",
-    "scipy",
-    "torchmetrics",
-    "pydantic",
-    "torchserve",
-    "torch-model-archiver",
-)
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -83,11 +50,23 @@ class Bundle:
     policy: str
     fingerprint: str
     parity_inputs: FloatArray
+    samples: FloatArray
+    """Validation items, healthy and diseased: what an int8 graph takes its ranges from. None makes a cutoff."""
     seen: tuple[str, ...]
 
 
-def score_parts(bundle: Bundle, runtime_of: Callable[[AnomalyModel], Runtime]) -> Calibration:
-    """Calibrate on the scores that each part's own model gives, through the runtime that will serve."""
+@dataclass(frozen=True)
+class Scored:
+    """What one runtime says of the held-out items."""
+
+    held_out: HeldOut
+    scales: dict[int, list[float]]
+    """High values of the heatmaps, by label."""
+    looks: tuple[Statistics, ...]
+
+
+def score(bundle: Bundle, runtime_of: Callable[[AnomalyModel], Runtime]) -> Scored:
+    """Score every part by its own model. Raises MedadError where the scores cannot decide anything."""
     scores: list[NDArray[np.float64]] = []
     scales: dict[int, list[float]] = {0: [], 1: []}
     looks: list[Statistics] = []
@@ -108,16 +87,26 @@ def score_parts(bundle: Bundle, runtime_of: Callable[[AnomalyModel], Runtime]) -
     )
     if np.ptp(held_out.scores) == 0:
         raise MedadError("the model gives every held-out item the same score", "Train it longer or otherwise")
+    return Scored(held_out, scales, tuple(looks))
+
+
+def calibration_from(bundle: Bundle, scored: Scored) -> Calibration:
+    """Make the cutoffs that follow from the scores of a runtime."""
     return calibrate(
-        held_out,
+        scored.held_out,
         fingerprint=bundle.fingerprint,
         method=bundle.method,
         folds=bundle.folds,
         aggregation=bundle.aggregation,
         default_policy=bundle.policy,
-        heatmap_scale=full_color(scales[0], scales[1]),
-        inputs=input_range(looks),
+        heatmap_scale=full_color(scored.scales[0], scored.scales[1]),
+        inputs=input_range(scored.looks),
     )
+
+
+def score_parts(bundle: Bundle, runtime_of: Callable[[AnomalyModel], Runtime]) -> Calibration:
+    """Calibrate on the scores that each part's own model gives, through the runtime that will serve."""
+    return calibration_from(bundle, score(bundle, runtime_of))
 
 
 def full_color(normal: Sequence[float], abnormal: Sequence[float]) -> float:
@@ -128,90 +117,3 @@ def full_color(normal: Sequence[float], abnormal: Sequence[float]) -> float:
     scale = float(np.median(normal))
     bright = float(np.median(abnormal)) if len(abnormal) else 0.0
     return bright if scale < DARK * bright else scale
-
-
-def _exported(bundle: Bundle, kind: str, folder: Path) -> Callable[[AnomalyModel], Runtime]:
-    """Return a function that opens a model through its own exported graph; the bundle's stands in ``folder``."""
-
-    def open_model(model: AnomalyModel) -> Runtime:
-        if model is bundle.model:
-            return open_runtime(folder, kind, model.outputs)
-        with tempfile.TemporaryDirectory() as scratch:
-            EXPORTERS[kind](model, bundle.shape, Path(scratch) / GRAPHS[kind])
-            return open_runtime(Path(scratch), kind, model.outputs)
-
-    return open_model
-
-
-def _export_one(bundle: Bundle, kind: str, folder: Path) -> tuple[Calibration, Parity]:
-    EXPORTERS[kind](bundle.model, bundle.shape, folder / GRAPHS[kind])
-    open_model = _exported(bundle, kind, folder)
-    calibration = score_parts(bundle, open_model)
-    cutoffs = [c.value for c in calibration.item.cutoffs]
-    parity = check_parity(
-        kind,
-        open_model(bundle.model),
-        EagerRuntime(bundle.model),
-        bundle.parity_inputs,
-        bundle.model.outputs,
-        cutoffs,
-    )
-    return calibration, parity
-
-
-def _output_specs(bundle: Bundle) -> tuple[OutputSpec, ...]:
-    found = EagerRuntime(bundle.model).run(bundle.parity_inputs[:2], bundle.model.outputs)
-    return tuple(OutputSpec(name=name, shape=found[name].shape[1:]) for name in bundle.model.outputs)
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions that an export depends on."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def export(bundle: Bundle, formats: Sequence[str], target: Path, say: Say = lambda _: None) -> None:
-    """Write the artifact directory ``target``; raises MedadError and leaves nothing where a gate fails."""
-    if bundle.method == "validation":
-        raise MedadError(
-            "the run has no cutoffs to export: the scores of its validation patients chose the checkpoint",
-            "Train without fold, or with calibration.method=out_of_fold",
-        )
-    unknown = set(formats) - set(EXPORTERS)
-    if unknown or not formats:
-        raise MedadError(f"there is no export format {', '.join(sorted(unknown))}", f"Choose: {', '.join(EXPORTERS)}")
-    calibrations: dict[str, Calibration] = {}
-    parities: list[Parity] = []
-    with whole_directory(target) as folder:
-        for kind in dict.fromkeys(formats):
-            calibration, parity = _export_one(bundle, kind, folder)
-            calibrations[f"{kind}/{PRECISION}"] = calibration
-            parities.append(parity)
-            say(
-                f"{kind}: parity on {parity.inputs} held-out inputs, largest difference "
-                f"{parity.max_absolute_difference:.1e} ({parity.max_relative_difference:.1e} relative), "
-                f"{parity.flips} of {parity.decisions} decisions flipped"
-            )
-        manifest = Manifest(
-            name=bundle.name,
-            model=bundle.family,
-            version=bundle.version,
-            model_settings=bundle.settings,
-            parameters=count_parameters(bundle.model),
-            input=bundle.input,
-            prep=bundle.prep,
-            input_shape=bundle.shape,
-            outputs=_output_specs(bundle),
-            default_policy=bundle.policy,
-            calibrations=calibrations,
-            parity=tuple(parities),
-            seen=bundle.seen,
-            packages=package_versions(),
-            files={},
-        )
-        write_manifest(folder, manifest)

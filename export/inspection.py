@@ -12,14 +12,14 @@ import stat
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
-from medad_serve.artifact import GRAPHS, MANIFEST, parse_manifest
+from medad_serve.artifact import GRAPHS, MANIFEST, graph_of, parse_manifest
 from medad_serve.errors import MedadError
-from medad_serve.spec import Frozen, Manifest, validated
+from medad_serve.spec import Frozen, Manifest, full_name, validated
 
 HANDLER = "medad_handler.py"
 MODEL_CONFIG = "model-config.yaml"
@@ -40,8 +40,15 @@ class HandlerConfig(Frozen):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, int | float | str]
 
-    runtime: Literal["onnx", "torchscript"] = "onnx"
+    runtime: str = "onnx"
     max_answer_bytes: int = Field(0, ge=0)
+
+    @field_validator("runtime")
+    @classmethod
+    def _is_known(cls, variant: str) -> str:
+        if full_name(variant) not in GRAPHS:
+            raise ValueError(f"choose one of: {', '.join(GRAPHS)}")
+        return variant
 
 
 class ModelConfig(Frozen):
@@ -124,9 +131,11 @@ def _read(packed: zipfile.ZipFile, mar: Path) -> Inspection:
     text = _text(packed, name, MODEL_CONFIG)
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few of them fill any memory
         raise MedadError(f"{name}/{MODEL_CONFIG} repeats itself by aliases", AGAIN)
-    config = yaml.safe_load(text)
-    sizes = {info.filename: info.file_size for info in packed.infolist()}
-    return Inspection(manifest, validated(ModelConfig, config, f"{name}/{MODEL_CONFIG}"), sizes)
+    config = validated(ModelConfig, yaml.safe_load(text), f"{name}/{MODEL_CONFIG}")
+    graph = graph_of(config.handler.runtime)
+    if graph not in manifest.files:
+        raise MedadError(f"{name} has no {graph}, which its {MODEL_CONFIG} names", AGAIN)
+    return Inspection(manifest, config, {info.filename: info.file_size for info in packed.infolist()})
 
 
 def _check_layout(packed: zipfile.ZipFile, mar: Path) -> None:

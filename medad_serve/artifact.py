@@ -7,11 +7,29 @@ from pathlib import Path
 
 from medad_serve.errors import MedadError
 from medad_serve.files import sha256, write_whole
-from medad_serve.spec import SCHEMA_VERSION, Manifest, validated
+from medad_serve.spec import SCHEMA_VERSION, Manifest, full_name, validated
 
 MANIFEST = "medad.json"
-GRAPHS = {"onnx": "model.onnx", "torchscript": "model.ts"}
-"""File of each runtime's graph."""
+GRAPHS = {
+    "onnx/float32": "model.onnx",
+    "onnx/float16": "model.float16.onnx",
+    "onnx/int8": "model.int8.onnx",
+    "torchscript/float32": "model.ts",
+    "torchscript/bfloat16": "model.bfloat16.ts",
+    "openvino/float32": "model.onnx",
+    "openvino/bfloat16": "model.onnx",
+    "openvino/int8": "model.int8.onnx",
+    "openvino/int8-bfloat16": "model.int8.onnx",
+}
+"""File of the graph of each variant, ``runtime/precision``; OpenVINO reads those of onnxruntime."""
+
+
+def graph_of(variant: str) -> str:
+    """Return the file of a variant's graph; raises MedadError naming the variants that there are."""
+    try:
+        return GRAPHS[full_name(variant)]
+    except KeyError:
+        raise MedadError(f"there is no runtime {variant!r}", f"Choose one of: {', '.join(GRAPHS)}") from None
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -11,8 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from medad_serve.errors import MedadError
 
 SCHEMA_VERSION = 1
-PRECISION = "float32"
-"""Of every export so far; part of the key of a calibration."""
+FLOAT32 = "float32"
+_SHORT = {"fp32": FLOAT32, "fp16": "float16", "bf16": "bfloat16"}
+
+
+def full_name(variant: str) -> str:
+    """Return ``runtime/precision`` of what a user may write: ``onnx`` is ``onnx/float32``, ``bf16`` ``bfloat16``."""
+    runtime, _, precision = variant.partition("/")
+    return f"{runtime}/{_SHORT.get(precision, precision) or FLOAT32}"
 
 
 class Frozen(BaseModel):
@@ -226,6 +232,51 @@ class Parity(Frozen):
     flips: int
 
 
+class Fidelity(Frozen):
+    """What a reduced precision keeps of the trained model, on the held-out items that made its cutoffs."""
+
+    variant: str
+    items: int
+    auroc: float | None
+    auroc_trained: float | None
+    """Of the trained model in float32 on the same items; both None where none of them is diseased."""
+    rank_correlation: float
+    """Spearman's, of the scores."""
+    agreement: float
+    """Share of items decided alike by the default policy, each by cutoffs of its own."""
+    max_relative_difference: float
+    """Of the scores, as in :class:`Parity`."""
+    layers: int = 0
+    """That a quantized graph could compute in int8, and how many of them the search left in float32."""
+    float_layers: int = 0
+
+
+class Session(Frozen):
+    """How a runtime is opened and called: what :mod:`medad_serve.tuning` chooses by measuring."""
+
+    threads: int = Field(0, ge=0)
+    """Of one call of the graph, at most; 0: every core that the process has."""
+    batch: int | None = Field(None, ge=1)
+    """Items in one call of the graph, at most; None: as many as bounded memory allows."""
+    arena: bool = True
+    """Whether onnxruntime keeps the memory of a run for the next."""
+    optimization: Literal["basic", "extended", "all"] = "all"
+    """Of onnxruntime's graph."""
+
+
+class Tuning(Frozen):
+    """The fastest way found to run an artifact, and on what machine."""
+
+    variant: str
+    session: Session
+    workers: int = Field(ge=1)
+    """Processes that share the cores."""
+    machine: str
+    items_per_second: float
+    trials: dict[str, float]
+    """Items a second of everything that was tried."""
+
+
 class OutputSpec(Frozen):
     """One named output; ``shape`` leaves the batch axis out."""
 
@@ -251,15 +302,30 @@ class Manifest(Frozen):
     calibrations: dict[str, Calibration]
     """By runtime and precision, e.g. ``onnx/float32``."""
     parity: tuple[Parity, ...]
+    fidelity: tuple[Fidelity, ...] = ()
+    """Of the variants in reduced precision, which parity cannot hold for."""
+    tuning: Tuning | None = None
     seen: tuple[str, ...] = ()
     """Digest prefixes of the files that trained, chose or calibrated it: evaluation leaves them out."""
     packages: dict[str, str]
     files: dict[str, str]
     """sha256 by file name."""
 
-    def calibration_of(self, runtime: str, source: object) -> Calibration:
-        """Return the calibration of a runtime; raises MedadError, naming ``source``, where it was not exported."""
-        key = f"{runtime}/{PRECISION}"
+    @property
+    def default_variant(self) -> str:
+        """What runs it where nobody chooses: the variant that was tuned, else onnxruntime where it was exported."""
+        if self.tuning:
+            return self.tuning.variant
+        usual = full_name("onnx")
+        return usual if usual in self.calibrations else next(iter(self.calibrations), usual)
+
+    def session_of(self, variant: str) -> Session:
+        """Return how a variant is opened and called: as tuned, where it is the one that was."""
+        return self.tuning.session if self.tuning and self.tuning.variant == variant else Session()
+
+    def calibration_of(self, variant: str, source: object) -> Calibration:
+        """Return the calibration of a variant; raises MedadError, naming ``source``, where it was not exported."""
+        key = full_name(variant)
         if key not in self.calibrations:
             made = ", ".join(sorted(self.calibrations))
             raise MedadError(f"{source} was not exported for {key}", f"It has: {made}")

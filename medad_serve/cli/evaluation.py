@@ -94,7 +94,7 @@ def domains(outcomes: Sequence[Outcome]) -> RichTable:
 @click.option(
     "--data", multiple=True, help="Layout and folder; repeatable [default: the run's test patients, and report_on]."
 )
-@click.option("--runtime", help="onnx or torchscript [default: eager for a run, onnx for an artifact].")
+@click.option("--runtime", help="e.g. onnx, openvino/int8 [default: eager for a run, onnx for an artifact].")
 @click.option("--policy", help="Cutoff policy [default: the model's].")
 @click.option("--out", "target", type=click.Path(path_type=Path), help="Where metrics.json goes, of one --data.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from importlib.metadata import version
 from typing import Any
 
 import click
@@ -32,17 +33,20 @@ def _runtimes() -> dict[str, str]:
     import onnxruntime
     import torch
 
+    from medad_serve.runtime import lacking
+
     providers = ", ".join(p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers())
     return {
         "onnx": f"onnxruntime {onnxruntime.__version__} ({providers})",
         "torchscript": f"torch {torch.__version__}",
+        "openvino": lacking("openvino") or f"openvino {version('openvino')}",
     }
 
 
 def collect() -> dict[str, Any]:
     """Return everything that ``info`` shows."""
     import medad_serve
-    from medad_serve.export.bundle import package_versions
+    from medad_serve.export.artifact import package_versions
     from medad_serve.models import count_parameters, families
 
     models = {}

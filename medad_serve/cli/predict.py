@@ -34,7 +34,7 @@ Answer = dict[str, Any]
     "--retry-for", type=click.FloatRange(0), default=60, show_default=True, help="Seconds to go on asking; 0: once."
 )
 @click.option("--artifact", type=FOLDER, help="Predict in this process with an exported model instead.")
-@click.option("--runtime", type=click.Choice(["onnx", "torchscript"]), default="onnx", show_default=True)
+@click.option("--runtime", help="Of --artifact, e.g. onnx, openvino/int8 [default: as tuned, else onnx].")
 @click.option("--policy", help="Decide by this policy instead of the model's default.")
 @click.option("--heatmap", type=FOLDER, help="Write a heatmap for each file into this folder.")
 @click.option(

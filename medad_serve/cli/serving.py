@@ -16,8 +16,8 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.argument("artifact", type=FOLDER)
 @click.option("--store", type=FOLDER, default=STORE, show_default=True, help="Where the .mar file lands.")
 @click.option("--name", help="Model name in the URL; the artifact's own unless given.")
-@click.option("--runtime", type=click.Choice(["onnx", "torchscript"]), default="onnx", show_default=True)
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes (about 0.5 GB each).")
+@click.option("--runtime", help="e.g. onnx, torchscript, openvino/int8 [default: as tuned, else onnx].")
+@click.option("--workers", type=click.IntRange(1), help="Processes (about 0.5 GB each) [default: as tuned, else 1].")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Most requests in one batch.")
 @click.option("--max-batch-delay", type=click.IntRange(0), default=1, show_default=True, help="Milliseconds.")
 @click.option("--response-timeout", type=click.IntRange(1), default=120, show_default=True, help="Seconds.")
@@ -25,8 +25,8 @@ def archive(
     artifact: Path,
     store: Path,
     name: str | None,
-    runtime: str,
-    workers: int,
+    runtime: str | None,
+    workers: int | None,
     batch_size: int,
     max_batch_delay: int,
     response_timeout: int,
@@ -73,6 +73,13 @@ def java_home() -> None:
     help="Seconds that requests under way get at a stop.",
 )
 @click.option("--foreground", is_flag=True, help="Stay and show the log; Ctrl-C and SIGTERM stop the server.")
+@click.option(
+    "--give-up-after",
+    type=click.FloatRange(1),
+    default=180,
+    show_default=True,
+    help="With --foreground: end with 1 once a model has had no ready worker for so many seconds.",
+)
 @click.option("--stop", is_flag=True, help="Stop the server of this store and port.")
 def serve(
     models: tuple[str, ...],
@@ -85,6 +92,7 @@ def serve(
     timeout: float,
     drain: float,
     foreground: bool,
+    give_up_after: float,
     stop: bool,
 ) -> None:
     """Start TorchServe over a model store, and return once every model is ready."""
@@ -93,11 +101,12 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("Give --tls-cert and --tls-key together.")
     tls = Tls(tls_cert, tls_key) if tls_cert and tls_key else None
-    server = Server(store, Ports(inference_port, management_port, metrics_port), tls)
     if stop:
+        server = Server.running_at(store, inference_port)
         server.stop(drain=drain)
         click.echo(f"Stopped the server at {server.url('inference')}")
         return
+    server = Server(store, Ports(inference_port, management_port, metrics_port), tls)
     if foreground:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
     try:
@@ -108,7 +117,7 @@ def serve(
         click.echo(f"Tokens: {server.key_file}")
         click.echo(f"Logs: {server.logs}")
         if foreground:
-            server.wait()
+            server.wait(give_up_after=give_up_after)
     except KeyboardInterrupt:
         if not foreground:
             raise

@@ -115,15 +115,16 @@ def _train_folds(model: str, data: str | None, config: str | None, overrides: tu
     multiple=True,
     default=("onnx",),
     show_default=True,
-    help="onnx, torchscript; repeatable.",
+    help="RUNTIME[/PRECISION]: onnx, torchscript, openvino; /float16, /bfloat16, /int8, ...; or all. Repeatable.",
 )
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda: where cutoffs are made (float16: cuda).")
 @click.option("--name", help="Name of the served model [default: the experiment's].")
 @click.option("--model-version", default="1.0", show_default=True)
-def export(run: Path, formats: tuple[str, ...], name: str | None, model_version: str) -> None:
+def export(run: Path, formats: tuple[str, ...], device: str, name: str | None, model_version: str) -> None:
     """Export RUN to RUN/artifact: calibrated, and proven to score as the trained model does."""
     from medad_serve.evaluation import export_run
     from medad_serve.training.run import open_run
 
     opened = open_run(run)
-    artifact = export_run(opened, formats, name=name, version=model_version, say=say, progress=decoding)
+    artifact = export_run(opened, formats, name=name, version=model_version, device=device, say=say, progress=decoding)
     out.print(str(artifact), markup=False)

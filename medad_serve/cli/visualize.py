@@ -15,7 +15,7 @@ from medad_serve.errors import MedadError
 @click.option("--data", help="Layout and folder [default: the data of the run, test patients].")
 @click.option("--out", "target", type=click.Path(path_type=Path), help="Folder of the figures [default: RUN/report].")
 @click.option("--count", default=12, show_default=True, type=click.IntRange(1), help="Items shown.")
-@click.option("--runtime", help="onnx or torchscript [default: eager for a run, onnx for an artifact].")
+@click.option("--runtime", help="e.g. onnx, openvino/int8 [default: eager for a run, onnx for an artifact].")
 @click.option("--policy", help="Cutoff policy [default: the model's].")
 def visualize(
     path: Path, data: str | None, target: Path | None, count: int, runtime: str | None, policy: str | None

@@ -10,16 +10,17 @@ import numpy as np
 
 from medad_serve.data import Prepared
 from medad_serve.data.cache import Progress
-from medad_serve.export.bundle import Bundle, Part, Say, export
+from medad_serve.export.artifact import Say, export
+from medad_serve.export.bundle import Bundle, Part
 from medad_serve.models import AnomalyModel
-from medad_serve.runtime import Selection
+from medad_serve.runtime import FloatArray, Selection
 from medad_serve.training.run import Run
 
 VALIDATION_POLICY = "youden"
 """Decides where a run of cross-validation is reported: few healthy patients make no rare false alarm measurable."""
-PARITY_INPUTS = 64
-PARITY_VALUES = 2**23
-"""Most input values that parity is proven on: four volumes of 128^3."""
+MOST_INPUTS = 64
+MOST_VALUES = 2**23
+"""Most items, and input values, that parity is proven on and int8 takes its ranges from: four volumes of 128^3."""
 
 
 def _part(model: AnomalyModel, data: Prepared, patients: set[str], label: int | None = None) -> Part:
@@ -53,14 +54,18 @@ def _parts(run: Run, model: AnomalyModel, data: Prepared) -> tuple[Part, ...]:
     return tuple(p for p in parts if len(p.labels))
 
 
+def _some(data: Prepared, patients: set[str]) -> FloatArray:
+    """Return a bounded number of items of patients, evenly over the rows: healthy and diseased both take part."""
+    rows = data.rows(patients)
+    most = max(2, MOST_VALUES // math.prod(data.tensor.shape[1:]))
+    count = min(MOST_INPUTS, most, len(rows))
+    return np.asarray(data.tensor[rows[np.linspace(0, len(rows) - 1, count).astype(int)]], np.float32)
+
+
 def make_bundle(run: Run, data: Prepared, *, name: str | None = None, version: str = "1.0") -> Bundle:
     """Gather what an export of ``run`` needs."""
     model = run.trained()
-    held_out = data.rows(run.split.patients("validation", "calibration", "test"))
-    # Evenly over the rows, so that healthy and diseased both take part.
     shape = run.family.shape(run.config.prep)
-    count = min(PARITY_INPUTS, max(2, PARITY_VALUES // math.prod(shape)), len(held_out))
-    picked = held_out[np.linspace(0, len(held_out) - 1, count).astype(int)]
     config = run.config
     return Bundle(
         name=name or config.experiment,
@@ -77,7 +82,8 @@ def make_bundle(run: Run, data: Prepared, *, name: str | None = None, version: s
         aggregation=config.calibration.aggregation,
         policy=VALIDATION_POLICY if run.split.method == "validation" else config.calibration.policy,
         fingerprint=data.fingerprint,
-        parity_inputs=data.tensor[picked],
+        parity_inputs=_some(data, run.split.patients("validation", "calibration", "test")),
+        samples=_some(data, run.split.patients("validation")),
         seen=tuple(sorted({short(data.digests[r]) for r in data.rows(_made_of(run))})),
     )
 
@@ -88,10 +94,11 @@ def export_run(
     *,
     name: str | None = None,
     version: str = "1.0",
+    device: str = "cpu",
     say: Say = lambda _: None,
     progress: Progress | None = None,
 ) -> Path:
     """Export, calibrate and check a finished run into ``RUN/artifact``; returns that folder."""
     bundle = make_bundle(run, run.prepared(progress), name=name, version=version)
-    export(bundle, formats, run.artifact, say)
+    export(bundle, formats, run.artifact, say, device=device)
     return run.artifact

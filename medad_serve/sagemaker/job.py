@@ -14,11 +14,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from medad_serve.artifact import graph_of
 from medad_serve.data import Prepared
 from medad_serve.errors import MedadError
 from medad_serve.evaluation import evaluate, export_run
 from medad_serve.export.archive import archive
-from medad_serve.export.bundle import EXPORTERS
 from medad_serve.export.store import check_name
 from medad_serve.report import plot_history
 from medad_serve.sagemaker.container import Container
@@ -53,8 +53,7 @@ def configure(container: Container) -> RunConfig:
     """Resolve the configuration of a job; raises MedadError for what would fail after the training too."""
     options = container.options
     for name in options.formats:
-        if name not in EXPORTERS:
-            raise MedadError(f"there is no format {name!r}", f"Choose of: {', '.join(EXPORTERS)}")
+        graph_of(name)
     if options.name:
         check_name(options.name)
     model, overrides = model_named(options.model, options.config, container.overrides)

@@ -13,7 +13,6 @@ import pytest
 from ts.context import Context, RequestProcessor
 from untrained import export_untrained
 
-from medad_serve.export.bundle import EXPORTERS
 from medad_serve.handlers.medad_handler import MedadHandler
 from medad_serve.models import families
 from medad_serve.predictor import Options, Predictor
@@ -28,10 +27,10 @@ NUMBERS = ("score", "p_value", "cutoff", "anomalous", "probability", "severity")
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[IsolatedDecoder]:
-    """Hangs and dies where a source says so; a batch of 8 may take 20 seconds."""
+    """Hangs and dies where a source says so; decoding a batch may take 4 seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(SUPPORT))
-        made = IsolatedDecoder(budget_s=20, module="faulty_codec")
+        made = IsolatedDecoder(budget_s=4, module="faulty_codec")
         yield made
         made.close()
 
@@ -90,10 +89,10 @@ def test_poisoned_neighbours_change_no_answer(artifact: Path, decoder: IsolatedD
     assert "without the heatmap" in answers[-1][1]["error"]["hint"]
     for (_, found), (_, single) in zip([answers[0], answers[3], answers[6]], alone, strict=True):
         _assert_same(found, single)
-    assert decoder.losses.total() - lost == 3  # one that hung, and two over the one that kills
+    assert decoder.losses.total() - lost == 4  # the one that hung and the one that kills, tried twice each
 
 
-@pytest.mark.parametrize("runtime", EXPORTERS)
+@pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
 def test_an_answer_is_the_same_in_every_batch(artifact: Path, decoder: IsolatedDecoder, runtime: str) -> None:
     predictor = Predictor.load(artifact, runtime=runtime, threads=1, decoder=decoder)
     goods = _items(predictor.manifest, 9)

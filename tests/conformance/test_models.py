@@ -10,20 +10,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from medad_serve.artifact import GRAPHS
 from medad_serve.data import load_prepared, read_table
 from medad_serve.data.phantoms import PHANTOMS
+from medad_serve.errors import MedadError
 from medad_serve.export.graph import EagerRuntime
-from medad_serve.export.onnx import export_onnx
+from medad_serve.export.graphs import Graphs
 from medad_serve.export.parity import check_parity
-from medad_serve.export.torchscript import export_torchscript
 from medad_serve.models import AnomalyModel, Batch, Family, count_parameters, families
-from medad_serve.runtime import OnnxRuntime, TorchScriptRuntime
-from medad_serve.spec import validated
+from medad_serve.runtime import lacking
+from medad_serve.spec import FLOAT32, validated
 
-EXPORTS = {"onnx": export_onnx, "torchscript": export_torchscript}
+EXACT = [name for name in GRAPHS if name.endswith(f"/{FLOAT32}")]
+REDUCED = [name for name in GRAPHS if name not in EXACT]
 STEPS = 60
 
 
@@ -217,28 +220,33 @@ def test_a_finished_model_survives_saving(chosen: Family, tmp_path: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family, str], Path]:
-    """``exported(chosen, kind)``: the settled model's file, alone in its folder; made once, not to be changed."""
-    made: dict[tuple[str, str], Path] = {}
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Graphs]:
+    """``graphs(chosen)``: those of the trained model, each made once; not to be changed."""
+    made: dict[str, Graphs] = {}
 
-    def export(chosen: Family, kind: str) -> Path:
-        key = (chosen.name, kind)
-        if key not in made:
-            path = tmp_path_factory.mktemp("export") / "model"
-            EXPORTS[kind](_settled(chosen), chosen.shape(chosen.prep), path)
-            made[key] = path
-        return made[key]
+    def of(chosen: Family) -> Graphs:
+        if chosen.name not in made:
+            x = _smooth(chosen, 4, 700)
+            samples = torch.cat([x, _with_defect(chosen, x, 1.0)]).numpy()
+            folder = tmp_path_factory.mktemp("graphs")
+            made[chosen.name] = Graphs(_trained(chosen), chosen.shape(chosen.prep), samples, folder)
+        return made[chosen.name]
 
-    return export
+    return of
 
 
-@pytest.mark.parametrize("kind", EXPORTS)
-def test_exports_answer_as_the_model_does(chosen: Family, kind: str, exported: Callable[[Family, str], Path]) -> None:
-    model, path = _settled(chosen), exported(chosen, kind)
-    runtime = OnnxRuntime(path) if kind == "onnx" else TorchScriptRuntime(path, model.outputs)
+def _skip_what_is_lacking(variant: str) -> None:
+    if reason := lacking(variant):
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("variant", EXACT)
+def test_exports_answer_as_the_model_does(chosen: Family, variant: str, graphs: Callable[[Family], Graphs]) -> None:
+    _skip_what_is_lacking(variant)
+    model, runtime = _trained(chosen), graphs(chosen).open(variant)
     x, trained = _batch(chosen, 7, seed=9).numpy(), EagerRuntime(model)
     expected = trained.run(x, model.outputs)
-    check_parity(kind, runtime, trained, x, model.outputs, [float(np.median(expected["score"]))])
+    check_parity(variant, runtime, trained, x, model.outputs, [float(np.median(expected["score"]))])
     for batch in (1, 2, 7):
         found = runtime.run(x[:batch], model.outputs)
         assert {name: v.shape for name, v in found.items()} == {n: expected[n][:batch].shape for n in model.outputs}
@@ -247,14 +255,34 @@ def test_exports_answer_as_the_model_does(chosen: Family, kind: str, exported: C
             assert len(np.unique(values)) > 1, f"{name} never differs: its parity proves nothing"
 
 
-def test_onnx_file_is_self_contained_with_a_dynamic_batch(
-    chosen: Family, exported: Callable[[Family, str], Path]
+@pytest.mark.parametrize("variant", REDUCED)
+def test_a_reduced_precision_tells_defects_from_normals_as_the_model_does(
+    chosen: Family, variant: str, graphs: Callable[[Family], Graphs]
 ) -> None:
-    path = exported(chosen, "onnx")
-    assert list(path.parent.iterdir()) == [path]
-    graph = onnx.load(path).graph
-    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    assert not any(t.external_data for t in graph.initializer)
+    _skip_what_is_lacking(variant)
+    model = _trained(chosen)
+    try:
+        runtime = graphs(chosen).open(variant)
+    except MedadError as error:
+        if "bfloat16" in error.message:
+            pytest.skip(error.message)
+        raise
+    x = _smooth(chosen, 8, 800)
+    both = torch.cat([x, _with_defect(chosen, x, 1.0)]).numpy()
+    labels = np.repeat([0, 1], 8)
+    expected = EagerRuntime(model).run(both, model.outputs)
+    found = runtime.run(both, model.outputs)
+    assert {n: (v.shape, v.dtype) for n, v in found.items()} == {n: (v.shape, v.dtype) for n, v in expected.items()}
+    reached = [roc_auc_score(labels, each["score"]) for each in (found, expected)]
+    assert reached[0] >= reached[1] - 2 / 64, "at most two of the 64 pairs are ordered otherwise"
+    assert not np.array_equal(found["score"], expected["score"]), "it computes in float32"
+
+
+def test_onnx_files_are_self_contained_with_a_dynamic_batch(chosen: Family, graphs: Callable[[Family], Graphs]) -> None:
+    for variant in ("onnx", "onnx/float16", "onnx/int8"):
+        graph = onnx.load(graphs(chosen).file(variant), load_external_data=False).graph
+        assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
+        assert not any(t.external_data for t in graph.initializer)
 
 
 def test_default_settings_are_accepted_and_unknown_ones_named(family: Family) -> None:

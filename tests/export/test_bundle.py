@@ -13,8 +13,9 @@ import pytest
 from medad_serve.artifact import load_manifest
 from medad_serve.errors import MedadError
 from medad_serve.evaluation import make_bundle
-from medad_serve.export import bundle as bundle_module
-from medad_serve.export.bundle import Bundle, export, full_color, score_parts
+from medad_serve.export import graphs as graphs_module
+from medad_serve.export.artifact import export
+from medad_serve.export.bundle import Bundle, full_color, score_parts
 from medad_serve.export.graph import EagerRuntime
 from medad_serve.export.parity import check_parity, relative_difference
 from medad_serve.runtime import open_runtime, run_batched
@@ -119,14 +120,14 @@ def test_full_colour_is_typical_of_normals_unless_a_classifier_leaves_them_dark(
 
 
 def test_a_failed_gate_leaves_nothing(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_module, "open_runtime", lambda *_, **__: Shifted(bundle, 1.01))
+    monkeypatch.setattr(graphs_module, "open_runtime", lambda *_, **__: Shifted(bundle, 1.01))
     with pytest.raises(MedadError, match="parity"):
         export(bundle, ["torchscript"], tmp_path / "artifact")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_format_is_named(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(MedadError, match=r"no export format tflite. Choose: onnx, torchscript"):
+    with pytest.raises(MedadError, match=r"no runtime 'tflite'. Choose one of: onnx/float32"):
         export(bundle, ["tflite"], tmp_path / "a")
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medad_serve.artifact import GRAPHS, write_manifest
-from medad_serve.export.bundle import EXPORTERS
+from medad_serve.artifact import write_manifest
+from medad_serve.export.graphs import Graphs
 from medad_serve.models import Family, count_parameters
-from medad_serve.spec import Calibration, Cutoff, InputSpec, LevelCalibration, Manifest, OutputSpec
+from medad_serve.spec import Calibration, Cutoff, InputSpec, LevelCalibration, Manifest, OutputSpec, full_name
 
 POLICY = "specificity=0.95"
 
 
-def export_untrained(chosen: Family, directory: Path, runtimes: Iterable[str] = tuple(EXPORTERS)) -> None:
+def export_untrained(chosen: Family, directory: Path, runtimes: Iterable[str] = ("onnx", "torchscript")) -> None:
     """Export a model with random weights, for files of any modality, its cutoffs made up."""
     torch.manual_seed(0)
     model, shape = chosen.build().eval(), chosen.shape(chosen.prep)
@@ -36,8 +36,9 @@ def export_untrained(chosen: Family, directory: Path, runtimes: Iterable[str] = 
         item=level,
         patient=level,
     )
+    graphs = Graphs(model, shape, torch.rand(2, *shape).numpy(), directory)
     for kind in runtimes:
-        EXPORTERS[kind](model, shape, directory / GRAPHS[kind])
+        graphs.file(kind)
     manifest = Manifest(
         name=chosen.name,
         model=chosen.name,
@@ -47,7 +48,7 @@ def export_untrained(chosen: Family, directory: Path, runtimes: Iterable[str] = 
         input_shape=shape,
         outputs=tuple(OutputSpec(name=n, shape=tuple(outputs[n].shape[1:])) for n in model.outputs),
         default_policy=POLICY,
-        calibrations={f"{kind}/float32": calibration for kind in runtimes},
+        calibrations={full_name(kind): calibration for kind in runtimes},
         parity=(),
         packages={},
         files={},

@@ -1,20 +1,15 @@
-"""Runtimes behind one call: prepared batch in, named outputs out."""
+"""One call behind which every runtime stands, and how many items go into it."""
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from medad_serve.artifact import GRAPHS
-from medad_serve.errors import MedadError
 
 FloatArray = NDArray[np.float32]
 Outputs = dict[str, NDArray[Any]]
@@ -30,80 +25,6 @@ class Runtime(Protocol):
     def run(self, batch: FloatArray, names: Sequence[str]) -> Outputs:
         """Map float32 ``(N, C, *S)`` to the outputs asked for."""
         ...
-
-
-class OnnxRuntime:
-    """onnxruntime, on CUDA where ``device`` says so and the provider loads."""
-
-    def __init__(self, path: Path, *, threads: int = 0, device: str = "cpu") -> None:
-        import onnxruntime as ort
-
-        ort.set_default_logger_severity(3)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        # threads that spin between runs burn the cores that decoding needs: 40 % of a request of a small model
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if device.startswith("cuda"):
-            if "CUDAExecutionProvider" not in ort.get_available_providers():
-                raise MedadError("this onnxruntime has no CUDA provider", "Install onnxruntime-gpu or use device=cpu")
-            ort.preload_dlls()  # torch's own CUDA libraries serve both
-            # TF32 would move scores by more than parity and calibration, both made in float32, allow.
-            cuda = {"device_id": int(device.partition(":")[2] or 0), "use_tf32": 0}
-            providers.insert(0, ("CUDAExecutionProvider", cuda))
-        try:
-            self.session = ort.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime raises a class per status
-            raise MedadError(f"onnxruntime cannot load {path} ({type(error).__name__})", "Export it again") from None
-        if device.startswith("cuda") and "CUDAExecutionProvider" not in self.session.get_providers():
-            raise MedadError("onnxruntime cannot use CUDA on this machine", "Check the driver, or use device=cpu")
-        self.input = self.session.get_inputs()[0].name
-
-    def run(self, batch: FloatArray, names: Sequence[str]) -> Outputs:
-        """Run one batch."""
-        return dict(zip(names, self.session.run(list(names), {self.input: batch}), strict=True))
-
-
-class TorchScriptRuntime:
-    """torch.jit; ``outputs`` names the elements of the tuple that the graph returns."""
-
-    def __init__(self, path: Path, outputs: Sequence[str], *, threads: int = 0, device: str = "cpu") -> None:
-        import torch
-
-        if threads:
-            torch.set_num_threads(threads)
-        self.device = torch.device(device)
-        torch.backends.cudnn.allow_tf32 = False
-        self.outputs = tuple(outputs)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch deprecates TorchScript; TorchServe still reads it
-                self.module = torch.jit.load(str(path), map_location=self.device).eval()  # type: ignore[no-untyped-call]
-        except (RuntimeError, ValueError) as error:
-            raise MedadError(f"torch cannot load {path} ({type(error).__name__})", "Export it again") from None
-
-    def run(self, batch: FloatArray, names: Sequence[str]) -> Outputs:
-        """Run one batch."""
-        import torch
-
-        with torch.inference_mode():
-            found = self.module(torch.from_numpy(batch).to(self.device))
-        by_name = dict(zip(self.outputs, found, strict=True))
-        return {name: by_name[name].cpu().numpy() for name in names}
-
-
-def open_runtime(
-    directory: Path, runtime: str, outputs: Sequence[str], *, threads: int = 0, device: str = "cpu"
-) -> Runtime:
-    """Open the graph of ``runtime`` in an artifact directory; ``threads`` 0 takes every core."""
-    if runtime not in GRAPHS:
-        raise MedadError(f"there is no runtime {runtime!r}", f"Choose one of: {', '.join(GRAPHS)}")
-    path = directory / GRAPHS[runtime]
-    if not path.is_file():
-        raise MedadError(f"{path} is missing", f"Run: medad-serve export RUN --format {runtime}")
-    if runtime == "onnx":
-        return OnnxRuntime(path, threads=threads, device=device)
-    return TorchScriptRuntime(path, outputs, threads=threads, device=device)
 
 
 @dataclass(frozen=True)

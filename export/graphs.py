@@ -1,0 +1,64 @@
+"""The graph files of one model, each made at its first use; reduced precisions are made of the float32 ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from medad_serve.artifact import graph_of
+from medad_serve.export.half import to_float16
+from medad_serve.export.onnx import export_onnx
+from medad_serve.export.quantize import Quantizer
+from medad_serve.export.torchscript import export_torchscript
+from medad_serve.models import AnomalyModel
+from medad_serve.models.base import Shape
+from medad_serve.runtime import FloatArray, Runtime, open_runtime
+
+
+@dataclass
+class Graphs:
+    """Makes and opens the graphs of one trained model in a folder."""
+
+    model: AnomalyModel
+    shape: Shape
+    samples: FloatArray
+    """``(N, C, *S)`` prepared items that the ranges of int8 are measured on."""
+    folder: Path
+    in_float: frozenset[str] = frozenset()
+    """Layers that int8 leaves in float32."""
+
+    def file(self, variant: str) -> Path:
+        """Return the graph file of a variant; raises MedadError where it cannot be made."""
+        name = graph_of(variant)
+        path = self.folder / name
+        if not path.exists():
+            _MAKERS[name](self, path)
+        return path
+
+    def open(self, variant: str, device: str = "cpu") -> Runtime:
+        """Open a variant through its file."""
+        self.file(variant)
+        return open_runtime(self.folder, variant, self.model.outputs, device=device)
+
+    @cached_property
+    def quantizer(self) -> Quantizer:
+        """Of the ONNX graph."""
+        return Quantizer.of(self.file("onnx"), self.samples)
+
+    def leave_in_float(self, layers: frozenset[str]) -> None:
+        """Have int8 made anew with these layers in float32."""
+        self.in_float = layers
+        (self.folder / graph_of("onnx/int8")).unlink(missing_ok=True)
+
+
+_MAKERS: dict[str, Callable[[Graphs, Path], None]] = {
+    "model.onnx": lambda graphs, path: export_onnx(graphs.model, graphs.shape, path),
+    "model.float16.onnx": lambda graphs, path: to_float16(graphs.file("onnx"), path),
+    "model.int8.onnx": lambda graphs, path: graphs.quantizer.write(path, graphs.in_float),
+    "model.ts": lambda graphs, path: export_torchscript(graphs.model, graphs.shape, path),
+    "model.bfloat16.ts": lambda graphs, path: export_torchscript(graphs.model, graphs.shape, path, torch.bfloat16),
+}

@@ -1,0 +1,115 @@
+"""Static int8: an ONNX graph whose convolutions and linear layers compute in 8 bits (QDQ), calibrated on real inputs.
+
+Weights are signed with a scale per channel, activations unsigned with one per tensor, as Krishnamoorthi
+(arXiv:1806.08342) recommends and as onnxruntime and OpenVINO both fuse. A codebook lookup is a MatMul and stays in
+float32: codes that flip change an answer as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from medad_serve.runtime import FloatArray, OnnxRuntime, run_batched
+
+QUANTIZED = ("Conv", "ConvTranspose", "Gemm")
+GROUPS = 24
+"""Of neighbouring layers, whose sensitivity is measured together."""
+SHARES = (1 / 8, 1 / 4, 1 / 2)
+"""Of the layers, the most sensitive first, that are left in float32 in turn until a graph is accepted."""
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """An ONNX graph with the range of every tensor measured: quantized as often as a search wants."""
+
+    graph: Path
+    """Prepared: shapes inferred, constants folded."""
+    samples: FloatArray
+    ranges: Any
+    layers: tuple[str, ...]
+    """Names of the nodes that can compute in int8, in the order of the graph."""
+
+    @classmethod
+    def of(cls, graph: Path, samples: FloatArray) -> Quantizer:
+        """Measure the ranges of a float32 graph over ``samples (N, C, *S)``, one at a time; works beside the graph."""
+        from onnxruntime.quantization import CalibrationMethod, create_calibrator
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        prepared = graph.with_name("prepared.onnx")
+        quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
+        calibrator = create_calibrator(
+            prepared,
+            list(QUANTIZED),
+            augmented_model_path=str(graph.with_name("augmented.onnx")),
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        calibrator.collect_data(_Reader(samples, calibrator.infer_session.get_inputs()[0].name))
+        nodes = onnx.load(str(prepared)).graph.node
+        layers = tuple(node.name for node in nodes if node.op_type in QUANTIZED)
+        return cls(prepared, samples, calibrator.compute_data(), layers)
+
+    def write(self, target: Path, in_float: Collection[str] = ()) -> None:
+        """Write the graph with all layers but those ``in_float`` quantized."""
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        quantizer = QDQQuantizer(
+            onnx.load(str(self.graph)),
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=self.ranges,
+            nodes_to_quantize=[name for name in self.layers if name not in in_float],
+            nodes_to_exclude=[],
+            op_types_to_quantize=list(QUANTIZED),
+            extra_options={},
+        )
+        quantizer.quantize_model()
+        quantizer.model.save_model_to_file(str(target))
+        onnx.checker.check_model(str(target), full_check=True)
+
+    def choices(self) -> Iterator[frozenset[str]]:
+        """Yield what to leave in float32: nothing, then ever more of the layers that move the score most."""
+        if not self.layers:
+            return
+        yield frozenset()
+        ordered = self._by_sensitivity()
+        for share in SHARES:
+            yield frozenset(ordered[: max(1, round(share * len(ordered)))])
+
+    def _by_sensitivity(self) -> list[str]:
+        """Return the layers, those first which alone in int8 change the scores of the samples most."""
+        exact = self._scores(self.graph)
+        trial = self.graph.with_name("trial.onnx")
+        found: list[tuple[float, list[str]]] = []
+        for group in np.array_split(np.array(self.layers), min(GROUPS, len(self.layers))):
+            self.write(trial, set(self.layers) - set(group.tolist()))
+            change = float(np.sqrt(np.mean(np.square(self._scores(trial) - exact))))
+            found.append((change, group.tolist()))
+        trial.unlink()
+        return [name for _, group in sorted(found, key=lambda each: -each[0]) for name in group]
+
+    def _scores(self, graph: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return run_batched(OnnxRuntime(graph), self.samples, ["score"], 1)["score"].astype(np.float64)
+
+
+class _Reader:
+    """What onnxruntime's calibrators read from."""
+
+    def __init__(self, samples: FloatArray, name: str) -> None:
+        self._left = iter(samples)
+        self._name = name
+
+    def get_next(self) -> dict[str, FloatArray] | None:
+        item = next(self._left, None)
+        return None if item is None else {self._name: np.ascontiguousarray(item[np.newaxis])}
+
+    def __iter__(self) -> Iterator[dict[str, FloatArray] | None]:
+        return iter(self.get_next, None)

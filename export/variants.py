@@ -1,0 +1,121 @@
+"""Variants of one model, each calibrated through its own file and accepted by the gate of its precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+
+from medad_serve.artifact import graph_of
+from medad_serve.errors import MedadError
+from medad_serve.export.bundle import Bundle, Scored, calibration_from, score
+from medad_serve.export.fidelity import compare, fault_of, refusal
+from medad_serve.export.graph import EagerRuntime
+from medad_serve.export.graphs import Graphs
+from medad_serve.export.parity import check_parity
+from medad_serve.models import AnomalyModel
+from medad_serve.runtime import Runtime
+from medad_serve.spec import FLOAT32, Calibration, Fidelity, Parity
+
+INT8_GRAPH = graph_of("onnx/int8")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One variant: its cutoffs, and what its gate measured."""
+
+    calibration: Calibration
+    proof: Parity | Fidelity
+
+
+class Exporter:
+    """Makes the variants of a bundle: through the graphs of its model, and of the models of its folds."""
+
+    def __init__(self, bundle: Bundle, scratch: Path, device: str = "cpu") -> None:
+        self.bundle = bundle
+        self.device = device
+        self._folders = (scratch / str(number) for number in count())
+        self._graphs: dict[AnomalyModel, Graphs] = {}
+        self._in_float: frozenset[str] | None = None
+        """Layers that int8 leaves in float32, once a search has found which."""
+        self.main = self._of(bundle.model)
+
+    def export(self, variants: Sequence[str]) -> dict[str, Exported]:
+        """Return what was made of each variant; raises MedadError where a gate refuses one.
+
+        Variants that share the int8 graph are searched for together; what comes later takes the graph as it is.
+        """
+        quantized = [name for name in variants if graph_of(name) == INT8_GRAPH]
+        made = self._search(quantized) if quantized and self._in_float is None else {}
+        for name in variants:
+            if name not in made:
+                made[name] = self._exact(name) if name.endswith(f"/{FLOAT32}") else self._accepted(name)
+        return {name: made[name] for name in variants}
+
+    def _of(self, model: AnomalyModel) -> Graphs:
+        if model not in self._graphs:
+            folder = next(self._folders)
+            folder.mkdir()
+            kept = self._in_float or frozenset()
+            self._graphs[model] = Graphs(model, self.bundle.shape, self.bundle.samples, folder, kept)
+        return self._graphs[model]
+
+    def _open(self, variant: str, model: AnomalyModel) -> Runtime:
+        device = "cpu" if variant.startswith("openvino") else self.device
+        return self._of(model).open(variant, device)
+
+    def _exact(self, variant: str) -> Exported:
+        calibration = calibration_from(self.bundle, score(self.bundle, lambda model: self._open(variant, model)))
+        parity = check_parity(
+            variant.partition("/")[0],
+            self._open(variant, self.bundle.model),
+            EagerRuntime(self.bundle.model),
+            self.bundle.parity_inputs,
+            self.bundle.model.outputs,
+            [cutoff.value for cutoff in calibration.item.cutoffs],
+        )
+        return Exported(calibration, parity)
+
+    @cached_property
+    def _trained(self) -> tuple[Scored, Calibration]:
+        scored = score(self.bundle, EagerRuntime)
+        return scored, calibration_from(self.bundle, scored)
+
+    def _reduced(self, variant: str) -> Exported:
+        """Return what a variant in reduced precision reaches, be it enough or not."""
+        trained, trained_calibration = self._trained
+        scored = score(self.bundle, lambda model: self._open(variant, model))
+        calibration = calibration_from(self.bundle, scored)
+        is_int8 = graph_of(variant) == INT8_GRAPH
+        fidelity = compare(
+            variant,
+            self.bundle.policy,
+            (trained.held_out, trained_calibration),
+            (scored.held_out, calibration),
+            layers=len(self.main.quantizer.layers) if is_int8 else 0,
+            float_layers=len(self.main.in_float) if is_int8 else 0,
+        )
+        return Exported(calibration, fidelity)
+
+    def _accepted(self, variant: str) -> Exported:
+        made = self._reduced(variant)
+        assert isinstance(made.proof, Fidelity)
+        if fault := fault_of(made.proof):
+            raise refusal(variant, fault)
+        return made
+
+    def _search(self, variants: list[str]) -> dict[str, Exported]:
+        """Leave ever more layers in float32 until every variant of the int8 graph is accepted."""
+        refused = MedadError("this model has no layer that can be quantized", "Export it in another precision")
+        for in_float in self.main.quantizer.choices():
+            self._in_float = in_float
+            for graphs in self._graphs.values():
+                graphs.leave_in_float(in_float)
+            try:
+                return {name: self._accepted(name) for name in variants}
+            except MedadError as error:
+                refused = error
+        self._in_float = None
+        raise refused
