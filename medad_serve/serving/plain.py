@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 from medad_serve.errors import InputError
 from medad_serve.io import Limits
@@ -22,7 +23,10 @@ MOST_HEADER = 64 * 2**10
 _EXPLICIT, _IMPLICIT = b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2"
 _LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 _SHORT = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
-_PIXELS = (0x7FE0, 0x0010)
+_SYNTAX, _PIXELS = 0x0010_0002, 0x0010_7FE0
+"""Tags as they lie in the file: the group in the lower half."""
+_EXPLICIT_HEAD, _LENGTH = struct.Struct("<I2sH").unpack_from, struct.Struct("<I").unpack_from
+_UNDEFINED = 0xFFFFFFFF
 
 
 def is_plain(data: bytes) -> bool:
@@ -36,15 +40,11 @@ def is_plain(data: bytes) -> bool:
     at, syntax = _meta(data)
     if syntax not in (_EXPLICIT, _IMPLICIT):
         return False
-    explicit = syntax == _EXPLICIT
-    while at + 12 <= len(data) and at <= MOST_HEADER:
-        start, length = _element(data, at, explicit)
-        end = start + length
-        if length < 0 or end > len(data):
+    for tag, start, end in _elements(data, at, syntax == _EXPLICIT):
+        if end > len(data):
             return False
-        if _tag(data, at) == _PIXELS:
+        if tag == _PIXELS:
             return len(data) - end + start <= MOST_HEADER
-        at = end
     return False
 
 
@@ -83,27 +83,33 @@ def _first_member(source: bytes) -> bytes:
 def _meta(data: bytes) -> tuple[int, bytes]:
     """Return where the file meta information (PS3.10 7.1) ends, and the transfer syntax that it names."""
     at, syntax = 132, b""
-    while at + 12 <= len(data) and at <= MOST_HEADER and data[at : at + 2] == b"\x02\0":
-        start, length = _element(data, at, True)
-        if length < 0:
-            return at, b""
-        if _tag(data, at) == (0x0002, 0x0010):
-            syntax = data[start : start + length].rstrip(b"\0 ")
+    for tag, start, end in _elements(data, at, True):
+        if tag & 0xFFFF != 0x0002:
+            break
+        if tag == _SYNTAX:
+            syntax = data[start:end].rstrip(b"\0 ")
+        at = end
+    ends_within = data[at : at + 2] == b"\x02\0"
+    return at, b"" if ends_within else syntax
+
+
+def _elements(data: bytes, at: int, explicit: bool) -> Iterator[tuple[int, int, int]]:
+    """Yield the elements of a header from ``at`` on: tag, and where the value starts and ends.
+
+    Ends before one of undefined length or unknown VR, and where the header would be longer than ``MOST_HEADER``.
+    """
+    last = min(len(data) - 12, MOST_HEADER)
+    while at <= last:
+        tag, vr, length = _EXPLICIT_HEAD(data, at)
+        start = at + 8
+        if not explicit:
+            (length,) = _LENGTH(data, at + 4)
+        elif vr in _LONG:
+            (length,) = _LENGTH(data, start)
+            start += 4
+        elif vr not in _SHORT:
+            return
+        if length == _UNDEFINED:
+            return
         at = start + length
-    return at, syntax
-
-
-def _tag(data: bytes, at: int) -> tuple[int, int]:
-    return int.from_bytes(data[at : at + 2], "little"), int.from_bytes(data[at + 2 : at + 4], "little")
-
-
-def _element(data: bytes, at: int, explicit: bool) -> tuple[int, int]:
-    """Return where the value of an element starts and its length, -1 where that is undefined or the VR unknown."""
-    if not explicit:
-        start, length = at + 8, int.from_bytes(data[at + 4 : at + 8], "little")
-    else:
-        vr = data[at + 4 : at + 6]
-        if vr in _SHORT:
-            return at + 8, int.from_bytes(data[at + 6 : at + 8], "little")
-        start, length = at + 12, int.from_bytes(data[at + 8 : at + 12], "little") if vr in _LONG else 0xFFFFFFFF
-    return start, -1 if length == 0xFFFFFFFF else length
+        yield tag, start, at
