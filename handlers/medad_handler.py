@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import cv2
 
+from medad_serve.deadline import Deadline
 from medad_serve.errors import InputError, place_of
 from medad_serve.io import Limits
 from medad_serve.predictor import Predictor, Result
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_ANSWER_BYTES = 6_553_500
 """TorchServe's own max_response_size."""
 DEFAULT_RESPONSE_TIMEOUT_S = 120
+SHARE = 0.8
+"""Of the response timeout, after which TorchServe ends the worker: nothing is begun that does not end within it."""
 
 
 class MedadHandler:
@@ -42,6 +46,7 @@ class MedadHandler:
         self.limits = Limits.of(settings.get("limits"), os.environ)
         self.max_answer_bytes = int(settings.get("max_answer_bytes", DEFAULT_ANSWER_BYTES))
         timeout = float(config.get("responseTimeout", DEFAULT_RESPONSE_TIMEOUT_S))
+        self.seconds = SHARE * timeout
         self.predictor = Predictor.load(
             Path(context.system_properties["model_dir"]),
             runtime=settings.get("runtime", "onnx"),
@@ -55,6 +60,7 @@ class MedadHandler:
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer each row of the batch on its own terms: result or error, with its own status."""
+        deadline = Deadline.after(self.seconds)
         answers: dict[int, Result | InputError] = {}
         requests: dict[int, Request] = {}
         for index, row in enumerate(data):
@@ -64,7 +70,8 @@ class MedadHandler:
                 answers[index] = error
             except Exception as error:  # a fault of ours is an answer too: the worker stays
                 answers[index] = _fault(error)
-        answers |= zip(requests, self._predict(list(requests.values())), strict=True)
+            _release(row)
+        answers |= zip(requests, self._predict(list(requests.values()), deadline), strict=True)
         told, bodies = [], []
         for index in range(len(data)):
             answer, body = self._encode(requests.get(index), answers[index])
@@ -78,15 +85,13 @@ class MedadHandler:
         self.watch.record(told, _milliseconds(answers.values()), len(data))
         return bodies
 
-    def _predict(self, requests: list[Request]) -> list[Result | InputError]:
-        """Predict the batch; where that fails as a whole, each item alone, so that one costs no neighbour."""
+    def _predict(self, requests: list[Request], deadline: Deadline) -> list[Result | InputError]:
+        """Predict the batch; its files are let go as they are decoded."""
         try:
-            return self.predictor.predict([r.source for r in requests], [r.options for r in requests])
-        except Exception as error:  # as above
-            if len(requests) == 1:
-                return [_fault(error)]
-            _log_fault(error)
-        return [self._predict([request])[0] for request in requests]
+            options = [request.options for request in requests]
+            return self.predictor.predict((request.take() for request in requests), options, deadline)
+        except Exception as error:  # as above; one item's fault is that item's answer already
+            return [_fault(error)] * len(requests)
 
     def _encode(self, request: Request | None, answer: Result | InputError) -> tuple[Result | InputError, bytes]:
         """Write one answer; one too large for TorchServe, which would end the worker, becomes an error that fits."""
@@ -99,6 +104,14 @@ class MedadHandler:
             answer = InputError(413, "the answer is larger than the server may send", "Ask without the heatmap")
             body = encode_answer(request, answer)
         return answer, body
+
+
+def _release(row: dict[str, Any]) -> None:
+    """Empty what TorchServe holds until the batch is answered: what was read of it is a copy."""
+    for value in row.values():
+        if isinstance(value, bytearray):
+            with suppress(BufferError):  # something still looks at it
+                value.clear()
 
 
 def _milliseconds(answers: Iterable[Result | InputError]) -> dict[str, float]:

@@ -2,82 +2,79 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medad_serve.answers import Answers, Item
 from medad_serve.artifact import load_manifest
-from medad_serve.calibration import Decider, Decision, parse_aggregation
+from medad_serve.deadline import NEVER, Deadline, Pace, Postponed, late
 from medad_serve.errors import InputError, place_of
 from medad_serve.io import DEFAULT_LIMITS, Limits, Lut, Pixels
 from medad_serve.io.guarded import decoded
-from medad_serve.overlay import encode_png, overlay
 from medad_serve.prep import (
     Prepared,
-    Shown,
     check_input,
     check_tensor,
-    display,
     prepare,
-    unfamiliar,
     window_of,
 )
 from medad_serve.prep.geometry import Plane, Volume
-from medad_serve.result import Heatmap, HeatmapFormat, InputFacts, ItemResult, Options, Result
-from medad_serve.runtime import FloatArray, Outputs, batches, joined, may_mix, mixed_batches, open_runtime
+from medad_serve.result import HeatmapFormat, InputFacts, ItemResult, Options, Result
+from medad_serve.runtime import open_runtime
+from medad_serve.scoring import Rows, Scorer
 from medad_serve.spec import Calibration, Manifest, Window
 
 __all__ = ["Decoder", "HeatmapFormat", "ItemResult", "Options", "Predictor", "Result", "Source"]
 
 logger = logging.getLogger(__name__)
-Source = bytes | Path | tuple[bytes, ...] | NDArray[np.float32]
+_File = bytes | Path | tuple[bytes, ...]
+Source = _File | NDArray[np.float32]
 """One file; the files of one series; or a prepared tensor ``(N, C, *S)`` as the graph takes it."""
 DETAILS = ("probability", "severity")
 """Outputs beside the score that an answer tells, where the model has them."""
 HELD_BYTES = 256 * 2**20
 """Of tensors and pixels that wait for their answers together: more are answered in between."""
+HELD_S = 1.0
+"""Seconds of the graph that wait likewise; sharing a call pays for graphs of a few milliseconds alone."""
+_RELEASED = b""
 
 
 class Decoder(Protocol):
     """Decodes the sources of a batch in order, one when it is asked for the next."""
 
-    def __call__(self, sources: Sequence[bytes | Path | tuple[bytes, ...]]) -> Iterable[Pixels | InputError]:
-        """Yield pixels, or why there are none, for each source."""
+    def __call__(self, sources: Sequence[_File], deadline: Deadline) -> Iterable[Pixels | InputError]:
+        """Yield pixels, or why there are none, for each source; :class:`Postponed` where alone it may have them.
+
+        A source is not looked at again once its answer is there: the caller may put another in its place.
+        """
         ...
 
 
 @dataclass
-class _Item:
-    """One item on its way through the line; its pixels are kept only where an overlay will be drawn on them."""
+class _Batch:
+    """What is asked at once, and what of it has been read and waits for the graph."""
 
-    index: int
-    facts: InputFacts
-    warnings: tuple[str, ...]
-    pixels: Pixels | None
-    prepared: Prepared
-    options: Options
-    timing: dict[str, float]
+    sources: list[Source]
+    options: Sequence[Options]
+    deadline: Deadline
+    has_scored: bool = False
+    waiting: list[Item] = field(default_factory=list)
 
     @property
-    def held_bytes(self) -> int:
-        return self.prepared.tensor.nbytes + (0 if self.pixels is None else self.pixels.array.nbytes)
+    def waiting_rows(self) -> int:
+        return sum(len(item.prepared.tensor) for item in self.waiting)
 
-
-@dataclass(frozen=True)
-class _Found:
-    """What the graph says of one item: of each slice, volume or region, and the heatmap of the highest score."""
-
-    outputs: Outputs
-    heatmap: FloatArray | None = None
+    def own_s(self, ms: float) -> float:
+        """Return in seconds what an item has taken; without neighbours it had all of the batch's time."""
+        return ms / 1e3 if len(self.sources) > 1 else math.inf
 
 
 class Predictor:
@@ -93,10 +90,9 @@ class Predictor:
         self.limits = limits
         self.decoder: Decoder = decoder or self._decode_here
         self.details = [name for name in DETAILS if name in names]
-        self.aggregate = parse_aggregation(self.calibration.aggregation)
-        self.item_level = Decider(self.calibration.item)
-        self.patient_level = Decider(self.calibration.patient)
-        self._may_mix: bool | None = None
+        self.answers = Answers(self.manifest, self.calibration, self.details)
+        self.scorer = Scorer(self.runtime, self.manifest.input_shape, self.manifest.prep.values, self.details)
+        self._preparing = Pace()
 
     @classmethod
     def load(
@@ -115,67 +111,92 @@ class Predictor:
         """
         return cls(artifact, runtime=runtime, threads=threads, device=device, decoder=decoder, limits=limits)
 
-    def _decode_here(self, sources: Sequence[bytes | Path | tuple[bytes, ...]]) -> Iterator[Pixels | InputError]:
-        return (decoded(source, self.limits) for source in sources)
+    def _decode_here(self, sources: Sequence[_File], deadline: Deadline) -> Iterator[Pixels | InputError]:
+        for source in sources:
+            yield decoded(source, self.limits) if deadline.left() > 0 else Postponed()
 
     def warm_up(self) -> None:
         """Run the graph on made-up items, so that the first to ask need not wait for what happens once."""
-        logger.info("items share calls of the graph: %s", "yes" if self.mixes else "no")
+        logger.info("items share calls of the graph: %s", "yes" if self.scorer.mixes else "no")
 
-    @property
-    def mixes(self) -> bool:
-        """Whether items of several sources share calls of the graph, tried at first use: see :func:`may_mix`."""
-        if self._may_mix is None:
-            names = ["score", *self.details]
-            self._may_mix = may_mix(self.runtime, self.manifest.input_shape, self.manifest.prep.values, names)
-        return self._may_mix
-
-    def predict(self, items: Sequence[Source], options: Sequence[Options] | None = None) -> list[Result | InputError]:
+    def predict(
+        self, items: Iterable[Source], options: Sequence[Options] | None = None, deadline: Deadline = NEVER
+    ) -> list[Result | InputError]:
         """Answer every item in order; an item that cannot be used gets its InputError, the others their result.
 
         An item's answer does not depend on its neighbours, to the last bit; of several large ones no more than
-        ``HELD_BYTES`` and one are held at a time.
+        ``HELD_BYTES`` and one are held at a time, and of files that ``items`` hands over without keeping them none
+        once it is decoded. What cannot be answered until ``deadline`` is :class:`Postponed`, or 413 where alone
+        it could not be either. Decoding and the graph keep it, preparing one item is not broken off.
         """
+        sources = list(items)
+        batch = _Batch(sources, options or [Options()] * len(sources), deadline)
+        answers = self._round(batch, range(len(sources)))
+        for index, answer in sorted(answers.items()):
+            if isinstance(answer, Postponed) and answer.given_s < deadline.left():
+                answers |= self._round(batch, [index])
+        return [answers[index] for index in range(len(sources))]
+
+    def _round(self, batch: _Batch, indices: Sequence[int]) -> dict[int, Result | InputError]:
+        """Answer some items of a batch together."""
         answers: dict[int, Result | InputError] = {}
-        waiting: list[_Item] = []
-        for index, item in self._read_all(items, options or [Options()] * len(items)):
+        for index, item in self._read_all(batch, indices):
             if isinstance(item, InputError):
                 answers[index] = item
                 continue
-            waiting.append(item)
-            if sum(each.held_bytes for each in waiting) > HELD_BYTES:
-                answers |= self._answer_all(waiting)
-                waiting = []
-        answers |= self._answer_all(waiting)
-        return [answers[index] for index in range(len(items))]
+            batch.waiting.append(item)
+            held_s = self.scorer.pace.expects(batch.waiting_rows)
+            if held_s > HELD_S or sum(each.held_bytes for each in batch.waiting) > HELD_BYTES:
+                answers |= self._answer_waiting(batch)
+        return answers | self._answer_waiting(batch)
 
-    def _read_all(
-        self, items: Sequence[Source], options: Sequence[Options]
-    ) -> Iterator[tuple[int, _Item | InputError]]:
+    def _read_all(self, batch: _Batch, indices: Sequence[int]) -> Iterator[tuple[int, Item | InputError]]:
         """Yield items as they are read: prepared ones first, then files from the smallest on.
 
         So a file that takes all of its time for decoding leaves its smaller neighbours theirs.
         """
-        files: list[tuple[int, bytes | Path | tuple[bytes, ...]]] = []
-        for index, (item, option) in enumerate(zip(items, options, strict=True)):
+        files: list[tuple[int, _File]] = []
+        for index in indices:
+            source = batch.sources[index]
             try:
-                if option.policy is not None:
-                    self._check_policy(option.policy)
-                if isinstance(item, np.ndarray):
-                    yield index, self._take(index, item, option)
-                else:
-                    files.append((index, item))
+                self.answers.check_policy(batch.options[index].policy)
             except InputError as error:
                 yield index, error
+                continue
+            if isinstance(source, np.ndarray):
+                yield index, self._item(batch, index, source, 0.0)
+            else:
+                files.append((index, source))
         files.sort(key=lambda file: _size(file[1]))
-        pixels = iter(self.decoder([source for _, source in files]))
-        for index, _ in files:
+        order = [index for index, _ in files]
+        undecoded = [source for _, source in files]
+        del files
+        pixels = iter(self.decoder(undecoded, batch.deadline))
+        for number, index in enumerate(order):
             start = time.perf_counter()
             found = next(pixels)
             ms = (time.perf_counter() - start) * 1e3
-            yield index, found if isinstance(found, InputError) else self._read(index, found, options[index], ms)
+            undecoded[number] = _RELEASED
+            if not isinstance(found, Postponed):
+                batch.sources[index] = _RELEASED
+            yield index, found if isinstance(found, InputError) else self._item(batch, index, found, ms)
 
-    def _take(self, index: int, tensor: NDArray[np.float32], options: Options) -> _Item:
+    def _item(
+        self, batch: _Batch, index: int, given: Pixels | NDArray[np.float32], decode_ms: float
+    ) -> Item | InputError:
+        """Check and prepare one item, where there is time for it."""
+        try:
+            if isinstance(given, np.ndarray):
+                return self._take(index, given, batch.options[index])
+            return self._read(batch, index, given, decode_ms)
+        except InputError as error:
+            return error
+        except MemoryError:
+            return InputError(413, "the image does not fit into memory", "Send fewer or smaller frames")
+        except Exception as error:  # a fault of ours must not cost the neighbours their answers
+            return _fault(error, "preparing")
+
+    def _take(self, index: int, tensor: NDArray[np.float32], options: Options) -> Item:
         """Check a prepared tensor."""
         check_tensor(tensor.shape, self.manifest.input_shape)
         if not np.isfinite(tensor).all():
@@ -187,48 +208,47 @@ class Predictor:
         frames, rows, columns = (1, *size)[-3:]
         where = Volume((frames, rows, columns)) if len(size) == 3 else Plane((rows, columns))
         prepared = Prepared(np.ascontiguousarray(tensor, np.float32), (where,) * len(tensor))
-        return _Item(
+        return Item(
             index=index,
             facts=InputFacts(
                 kind="tensor", modality="", rows=rows, columns=columns, frames=frames * len(tensor), window=None
             ),
-            warnings=self._warnings((), prepared),
+            warnings=self.answers.warnings((), prepared),
             pixels=None,
             prepared=prepared,
             options=options,
             timing={"decode": 0.0, "prepare": 0.0},
         )
 
-    def _read(self, index: int, pixels: Pixels, options: Options, decode_ms: float) -> _Item | InputError:
+    def _read(self, batch: _Batch, index: int, pixels: Pixels, decode_ms: float) -> Item:
+        """Check and prepare what was decoded."""
+        options = batch.options[index]
+        check_input(pixels, self.manifest.input, self.manifest.prep)
+        if not self.manifest.prep.is_volume:
+            self._check_room(pixels.frames)
+        self._check_time(batch, pixels, decode_ms)
         start = time.perf_counter()
-        try:
-            check_input(pixels, self.manifest.input, self.manifest.prep)
-            if not self.manifest.prep.is_volume:
-                self._check_room(pixels.frames)
-            prepared = prepare(pixels, self.manifest.prep)
-            return _Item(
-                index=index,
-                facts=_facts(pixels, window_of(pixels, self.manifest.prep.window)),
-                warnings=self._warnings(pixels.facts.notes, prepared),
-                pixels=pixels if options.heatmap == "png" else None,
-                prepared=prepared,
-                options=options,
-                timing={"decode": decode_ms, "prepare": (time.perf_counter() - start) * 1e3},
-            )
-        except InputError as error:
-            return error
-        except MemoryError:
-            return InputError(413, "the image does not fit into memory", "Send fewer or smaller frames")
-        except Exception as error:  # a fault of ours must not cost the neighbours their answers
-            fault = f"{type(error).__name__} at {place_of(error)}"
-            return InputError(500, f"internal fault while preparing ({fault})", "Report this file's format")
+        prepared = prepare(pixels, self.manifest.prep)
+        self._preparing.took(time.perf_counter() - start, pixels.array.size)
+        return Item(
+            index=index,
+            facts=_facts(pixels, window_of(pixels, self.manifest.prep.window)),
+            warnings=self.answers.warnings(pixels.facts.notes, prepared),
+            pixels=pixels if options.heatmap == "png" else None,
+            prepared=prepared,
+            options=options,
+            timing={"decode": decode_ms, "prepare": (time.perf_counter() - start) * 1e3},
+        )
 
-    def _check_policy(self, policy: str) -> None:
-        made = self.item_level.cutoffs.keys() & self.patient_level.cutoffs.keys()
-        if policy not in made:
-            raise InputError(
-                422, "the policy asked for was not calibrated", f"This model has: {', '.join(sorted(made))}"
-            )
+    def _check_time(self, batch: _Batch, pixels: Pixels, decode_ms: float) -> None:
+        """Refuse to begin what, by what such work took lately, cannot end in time beside what waits already."""
+        rows = 1 if self.manifest.prep.is_volume else pixels.frames
+        needs_s = self._preparing.expects(pixels.array.size) + self.scorer.pace.expects(batch.waiting_rows + rows)
+        left_s = batch.deadline.left()
+        if left_s <= 0:
+            raise late(batch.own_s(decode_ms), batch.deadline)
+        if (batch.waiting or batch.has_scored) and left_s < needs_s:  # the first is begun in any case: see Scorer.score
+            raise Postponed()
 
     def _check_room(self, items: int) -> None:
         """Refuse more items than may lie prepared in memory: small frames can be prepared to large ones."""
@@ -236,137 +256,51 @@ class Predictor:
         if items > most:
             raise InputError(413, f"there are more than {most} {self.manifest.prep.unit}s", "Send fewer")
 
-    def _answer_all(self, items: list[_Item]) -> dict[int, Result | InputError]:
-        start = time.perf_counter()
-        found = self._infer(items)
-        infer = (time.perf_counter() - start) * 1e3
+    def _answer_waiting(self, batch: _Batch) -> dict[int, Result | InputError]:
+        items, batch.waiting = batch.waiting, []
+        if not items:
+            return {}
+        try:
+            return self._answer_all(batch, items)
+        except Exception as error:  # as in preparing
+            if len(items) == 1:
+                return {items[0].index: _fault(error, "scoring")}
+            logger.error("items failed together, each is tried alone: %s at %s", type(error).__name__, place_of(error))
         answers: dict[int, Result | InputError] = {}
         for item in items:
-            item.timing["infer"] = infer
-            answers[item.index] = self._answer(item, found[item.index])
+            batch.waiting = [item]
+            answers |= self._answer_waiting(batch)
         return answers
 
-    def _infer(self, items: list[_Item]) -> dict[int, _Found]:
-        """Run the graph over items, together where that changes nothing; heatmaps for those alone who ask."""
-        mixes = sum(len(item.prepared.tensor) for item in items) > 1 and self.mixes
-        names = ["score", *self.details]
-        found: dict[int, _Found] = {}
-        shared: list[_Item] = []
-        for item in items:
-            if item.options.heatmap != "none":
-                found[item.index] = self._infer_with_heatmap(item.prepared.tensor, names, mixes)
-            elif mixes:
-                shared.append(item)
-            else:
-                # a series is always cut in the same way, and its rows come out as they do without neighbours
-                found[item.index] = _Found(joined([o for _, o in batches(self.runtime, item.prepared.tensor, names)]))
-        if shared:
-            tensor = np.concatenate([item.prepared.tensor for item in shared])
-            outputs = joined([found for _, found in mixed_batches(self.runtime, tensor, names)])
-            row = 0
-            for item in shared:
-                rows = slice(row, row + len(item.prepared.tensor))
-                row = rows.stop
-                found[item.index] = _Found({name: values[rows] for name, values in outputs.items()})
-        return found
-
-    def _infer_with_heatmap(self, tensor: FloatArray, names: list[str], mixes: bool) -> _Found:
-        """Keep the heatmap of the highest score alone: those of a series would fill the memory."""
-        cut = mixed_batches if mixes else batches
-        parts: list[Outputs] = []
-        heatmap, highest = None, -np.inf
-        for _, outputs in cut(self.runtime, tensor, [*names, "heatmap"]):
-            maps = outputs.pop("heatmap")
-            parts.append(outputs)
-            top = int(np.argmax(outputs["score"]))
-            if heatmap is None or outputs["score"][top] > highest:
-                heatmap, highest = maps[top, 0].copy(), outputs["score"][top]
-        return _Found(joined(parts), heatmap)
-
-    def _answer(self, item: _Item, found: _Found) -> Result | InputError:
-        scores = found.outputs["score"].astype(np.float64)
-        if not np.isfinite(scores).all():
-            return InputError(422, "the model's score is not finite", "Check that the pixel values are plausible")
-        policy = item.options.policy or self.manifest.default_policy
-        regions = item.prepared.regions
-        each = [self.item_level.decide(float(s), policy) for s in scores]
-        details = {name: found.outputs[name].astype(np.float64) for name in self.details}
-        highest = int(np.argmax(scores))
-        is_patient = len(scores) > 1 or bool(regions)
-        whole = self.patient_level.decide(self.aggregate(scores), policy) if is_patient else each[0]
-        return Result(
-            model=self.manifest.name,
-            version=self.manifest.version,
-            level="patient" if is_patient else self.manifest.prep.unit,
-            score=whole.score,
-            p_value=whole.p_value,
-            cutoff=whole.cutoff,
-            policy=whole.policy,
-            anomalous=whole.anomalous,
-            **{name: float(values[highest]) for name, values in details.items()},
-            slices=_item_results(each, details) if is_patient and not regions else None,
-            regions=_item_results(each, details, regions) if regions else None,
-            heatmap=None if found.heatmap is None else self._heatmap(item, found.heatmap, highest),
-            input=item.facts,
-            warnings=item.warnings,
-            timing_ms={name: round(ms, 3) for name, ms in item.timing.items()},
-        )
-
-    def _warnings(self, notes: tuple[str, ...], prepared: Prepared) -> tuple[str, ...]:
-        fewest, most = self.calibration.items_per_patient
-        warnings = [*notes, *prepared.notes]
-        warnings += unfamiliar(prepared.tensor, self.manifest.prep, self.calibration.inputs)
-        items = len(prepared.tensor)
-        if (items > 1 or prepared.regions) and not fewest <= items <= most:
-            unit = self.manifest.prep.unit + "s" * (items > 1)
-            warnings.append(f"{items} {unit}; the patient cutoff was calibrated on patients with {fewest} to {most}")
-        if float(np.ptp(prepared.tensor)) == 0:
-            warnings.append("the image is blank within the window: its score says nothing")
-        return tuple(warnings)
-
-    def _heatmap(self, item: _Item, heatmap: FloatArray, highest: int) -> Heatmap:
-        on_source = item.prepared.geometries[highest].to_source(heatmap)
-        is_volume = on_source.ndim == 3
-        frame = int(np.argmax(on_source.max(axis=(1, 2)))) if is_volume else highest
-        if item.pixels is None:
-            buffer = io.BytesIO()
-            np.save(buffer, on_source)
-            data = buffer.getvalue()
-        else:
-            shown = display(item.pixels.part(frame), self._window(item))[0]
-            on_frame = on_source[frame] if is_volume else on_source
-            data = encode_png(overlay(shown, on_frame, self.calibration.heatmap_scale))
-        return Heatmap(format=item.options.heatmap, frame=frame, data=base64.b64encode(data).decode())
-
-    def _window(self, item: _Item) -> Shown:
-        """Return the window that the item was prepared with: regions have their own."""
-        prep = self.manifest.prep
-        return prep.regions.window if item.prepared.regions and prep.regions else prep.window
+    def _answer_all(self, batch: _Batch, items: list[Item]) -> dict[int, Result | InputError]:
+        start = time.perf_counter()
+        rows = [
+            Rows(item.prepared.tensor, item.options.heatmap != "none", batch.own_s(sum(item.timing.values())))
+            for item in items
+        ]
+        found = self.scorer.score(rows, batch.deadline, has_begun=batch.has_scored)
+        batch.has_scored = True
+        infer = (time.perf_counter() - start) * 1e3
+        answers: dict[int, Result | InputError] = {}
+        for item, said in zip(items, found, strict=True):
+            item.timing["infer"] = infer
+            answers[item.index] = said if isinstance(said, InputError) else self.answers.answer(item, said)
+        return answers
 
 
-def _size(source: bytes | Path | tuple[bytes, ...]) -> int:
+def _fault(error: Exception, doing: str) -> InputError:
+    """Return the answer to a fault of ours: where it happened and never what it says, which could quote the input."""
+    fault = f"internal fault while {doing} ({type(error).__name__} at {place_of(error)})"
+    return InputError(507 if isinstance(error, MemoryError) else 500, fault, "Send it again; if it stays, report it")
+
+
+def _size(source: _File) -> int:
     if isinstance(source, Path):
         try:
             return source.stat().st_size
         except OSError:  # told when it is decoded
             return 0
     return sum(map(len, source)) if isinstance(source, tuple) else len(source)
-
-
-def _item_results(
-    decisions: list[Decision], details: dict[str, NDArray[np.float64]], regions: tuple[str, ...] = ()
-) -> tuple[ItemResult, ...]:
-    return tuple(
-        ItemResult(
-            index=i,
-            region=name,
-            score=d.score,
-            p_value=d.p_value,
-            anomalous=d.anomalous,
-            **{detail: float(values[i]) for detail, values in details.items()},
-        )
-        for i, (d, name) in enumerate(zip_longest(decisions, regions))
-    )
 
 
 def _facts(pixels: Pixels, window: Window | Lut | None) -> InputFacts:

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -161,14 +162,33 @@ def test_large_items_of_a_batch_are_not_held_together(predictor: Predictor, good
     held: list[int] = []
     real = Predictor._answer_all
 
-    def counting(self, items):
+    def counting(self, batch, items):
         held.append(len(items))
-        return real(self, items)
+        return real(self, batch, items)
 
     monkeypatch.setattr(Predictor, "_answer_all", counting)
     monkeypatch.setattr("medad_serve.predictor.HELD_BYTES", 64 * 64 * 4)  # one prepared slice
     assert [_plain(answer) for answer in predictor.predict(good)] == together
-    assert held == [2, 2, 0]
+    assert held == [2, 2]
+
+
+def test_a_file_is_let_go_once_it_is_decoded(artifact: Path) -> None:
+    size, held = 2**22, []
+
+    def refusing(sources, deadline):
+        for _ in sources:
+            held.append(tracemalloc.get_traced_memory()[0] - before)
+            yield InputError(400, "no image")
+
+    predictor = Predictor.load(artifact, decoder=refusing)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        predictor.predict(bytes([i]) * size for i in range(8))
+    finally:
+        tracemalloc.stop()
+    assert held[0] > 8 * size  # all are there before the first is decoded
+    assert held[-1] < 2 * size
 
 
 def test_heatmaps_are_kept_for_those_who_ask_alone(predictor: Predictor, good: list[bytes], monkeypatch) -> None:
@@ -180,7 +200,7 @@ def test_heatmaps_are_kept_for_those_who_ask_alone(predictor: Predictor, good: l
         return real(batch, names)
 
     monkeypatch.setattr(predictor.runtime, "run", watching)
-    monkeypatch.setattr(predictor, "_may_mix", True)
+    monkeypatch.setattr(predictor.scorer, "_may_mix", True)
     predictor.predict(good, [Options(), Options(heatmap="npy"), Options(), Options()])
     assert sorted(asked) == [(1, False), (1, True), (2, False)]
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from medad_serve.deadline import NEVER, Deadline, Postponed
 from medad_serve.errors import InputError
 from medad_serve.io import DEFAULT_LIMITS, Limits, Pixels
 from medad_serve.io.guarded import decoded
@@ -44,8 +45,9 @@ class IsolatedDecoder:
     """Decodes the sources of a batch one after another, never longer than ``budget_s`` for all of them together.
 
     Each has an equal share of the budget, and what the ones before it left over: a file that hangs costs its
-    neighbours nothing of theirs. ``memory`` bounds the decoder process, in bytes. A process that hangs is ended
-    and its file refused (413); one that dies is replaced and the file tried once more, then refused: 400, or
+    neighbours nothing of theirs. ``memory`` bounds the decoder process, in bytes. A process that hangs is ended:
+    its file is refused (413) where it had the whole budget, and :class:`Postponed` where its neighbours had some
+    of it, or the batch's time ended. One that dies is replaced and the file tried once more, then refused: 400, or
     413 where the system ended it, as it does when memory runs out.
     """
 
@@ -70,15 +72,15 @@ class IsolatedDecoder:
         self._waited_s = 0.0
         self._start()
 
-    def __call__(self, sources: Sequence[Undecoded]) -> Iterator[Pixels | InputError]:
+    def __call__(self, sources: Sequence[Undecoded], deadline: Deadline = NEVER) -> Iterator[Pixels | InputError]:
         """Yield pixels or the error of each source, in order.
 
         Neither what the caller takes in between is counted, nor the start of a process.
         """
         left = self.budget_s
-        for index, source in enumerate(sources):
+        for index in range(len(sources)):  # what is decoded is held by the caller, or by nobody
             start, waited = time.monotonic(), self._waited_s
-            answer = self._decode(source, max(left, 0.0) / (len(sources) - index))
+            answer = self._decode(sources[index], max(left, 0.0) / (len(sources) - index), deadline)
             left -= time.monotonic() - start - (self._waited_s - waited)
             yield answer
 
@@ -92,20 +94,23 @@ class IsolatedDecoder:
         """Of the decoder process, None once closed."""
         return self._process.pid if self._process else None
 
-    def _decode(self, source: Undecoded, allowed_s: float) -> Pixels | InputError:
+    def _decode(self, source: Undecoded, allowed_s: float, deadline: Deadline) -> Pixels | InputError:
+        if deadline.left() <= 0:
+            return Postponed()
         here = _without_codec(source, self.limits)
         if here is not None:
             return decoded(here, self.limits)
         with self._lock:
-            deadline = time.monotonic() + allowed_s
+            until = time.monotonic() + allowed_s
             for _ in range(2):
                 try:
-                    deadline += self._wait_until_ready()  # a process that starts costs no file its time
-                    return self._ask(source, deadline)
+                    until += self._wait_until_ready(deadline)  # a process that starts costs no file its time
+                    return self._ask(source, min(until, deadline.end))
                 except TimeoutError:
                     self._lost("hung")
-                    fault = f"the input takes more than {allowed_s:.0f} s to decode"
-                    return InputError(413, fault, "Send fewer slices, or uncompressed ones")
+                    return self._too_slow(allowed_s - max(until - deadline.end, 0.0))
+                except MemoryError:
+                    return InputError(507, "there is no memory left for what was decoded", "Send it again later")
                 except (OSError, EOFError, ValueError):
                     was_ready = self._ready
                     status = self._lost("died")
@@ -114,6 +119,12 @@ class IsolatedDecoder:
             if status in _KILLED_FROM_OUTSIDE:
                 return InputError(413, "the input needs more memory than there is", "Send fewer slices")
             return InputError(400, "the decoder broke down over the input", "The file is damaged: export it again")
+
+    def _too_slow(self, given_s: float) -> InputError:
+        if given_s < self.budget_s:
+            return Postponed(given_s=given_s)
+        fault = f"the input takes more than {given_s:.0f} s to decode"
+        return InputError(413, fault, "Send fewer slices, or uncompressed ones")
 
     def _ask(self, source: Undecoded, deadline: float) -> Pixels | InputError:
         assert self._channel is not None
@@ -143,14 +154,14 @@ class IsolatedDecoder:
             there.close()
             os.close(scratch)
 
-    def _wait_until_ready(self) -> float:
+    def _wait_until_ready(self, deadline: Deadline) -> float:
         """Return the seconds that it took the process to be ready; raises EOFError where it never is."""
         start = time.monotonic()
         if self._process is None:
             self._start()
         assert self._channel is not None
         if not self._ready:
-            self._channel.connection.settimeout(STARTUP_S)
+            self._channel.connection.settimeout(max(min(STARTUP_S, deadline.left()), 1e-3))
             try:
                 self._ready = self._channel.connection.recv(1) == b"R"
             except OSError:

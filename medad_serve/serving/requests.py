@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Literal, NamedTuple, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from medad_serve.errors import InputError
 from medad_serve.io import DEFAULT_LIMITS, Limits
-from medad_serve.predictor import HeatmapFormat, Options, Result
+from medad_serve.predictor import HeatmapFormat, Options, Result, Source
 from medad_serve.serving.oip import OipError, inference_answer, read_inference
 
 FORMATS: dict[str, HeatmapFormat] = {name: name for name in get_args(HeatmapFormat)}
@@ -28,10 +26,11 @@ _PART_HEADERS = 512
 """Bytes that the headers of a part may take beside its name; file names have up to 255."""
 
 
-class Request(NamedTuple):
+@dataclass
+class Request:
     """One request, as the predictor takes it."""
 
-    source: bytes | tuple[bytes, ...] | NDArray[np.float32]
+    source: Source
     """One file; the files of one series; or a prepared tensor (N, C, *S)."""
     options: Options
     protocol: Literal["medad", "oip"] = "medad"
@@ -39,6 +38,11 @@ class Request(NamedTuple):
     """Of an infer request, returned with its answer."""
     outputs: tuple[str, ...] = ()
     """Asked for by an infer request; empty for all."""
+
+    def take(self) -> Source:
+        """Return the source and keep it no longer: what is sent is large, and decoded once."""
+        source, self.source = self.source, b""
+        return source
 
 
 def read_request(row: dict[str, Any], headers: dict[str, Any], limits: Limits = DEFAULT_LIMITS) -> Request:

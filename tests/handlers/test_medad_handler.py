@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 from ts.context import Context, RequestProcessor
 from ts.utils.util import list_classes_from_module
 
 from medad_serve.handlers import medad_handler
 from medad_serve.handlers.medad_handler import MedadHandler
+from medad_serve.io import decode
+from medad_serve.prep import prepare
 
 BAD = {"empty": b"", "text": b"no image", "truncated": ..., "nothing": None, "json": {"a": 1}}
 
@@ -116,22 +119,84 @@ def test_an_answer_too_large_for_torchserve_becomes_413(artifact: Path, ct: byte
     assert "score" in good
 
 
-def test_a_fault_of_ours_is_answered_and_never_quotes_the_input(
-    handler: MedadHandler, ct: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_fault_of_ours_costs_no_neighbour_and_never_quotes_the_input(
+    handler: MedadHandler, dicom_files: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    predict = handler.predictor.predict
+    bodies = [path.read_bytes() for path in dicom_files[:3]]
+    prep = handler.predictor.manifest.prep
+    bad = prepare(decode(bodies[1]), prep).tensor[0]
+    run, decoder = handler.predictor.runtime.run, handler.predictor.decoder
+    decoded: list[int] = []
 
-    def failing(items: list[bytes], options: Any) -> Any:
-        if b"DOE^JANE" in items:
-            raise ValueError(f"cannot digest {items!r}")
-        return predict(items, options)
+    def failing(batch: Any, names: Any) -> Any:
+        if any(np.array_equal(row, bad) for row in batch):
+            raise ValueError("cannot digest DOE^JANE")
+        return run(batch, names)
 
-    monkeypatch.setattr(handler.predictor, "predict", failing)
-    codes, (good, fault) = ask(handler, [row(ct), row(b"DOE^JANE")])
-    assert codes == [200, 500]
-    assert "score" in good
+    def counting(sources: Any, deadline: Any) -> Any:
+        decoded.append(len(sources))
+        return decoder(sources, deadline)
+
+    monkeypatch.setattr(handler.predictor.runtime, "run", failing)
+    monkeypatch.setattr(handler.predictor.scorer, "_may_mix", True)  # all three in one call
+    monkeypatch.setattr(handler.predictor, "decoder", counting)
+    codes, (_, fault, _) = ask(handler, [row(body) for body in bodies])
+    assert codes == [200, 500, 200]
+    assert decoded == [3]
     assert "DOE" not in json.dumps(fault) + caplog.text
     assert "ValueError" in caplog.text
+
+
+def test_a_fault_outside_any_item_is_answered_too(
+    handler: MedadHandler, ct: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: object) -> None:
+        raise ValueError("DOE^JANE")
+
+    monkeypatch.setattr(handler.predictor, "predict", failing)
+    codes, answers = ask(handler, [row(ct), row(ct), row(None)])
+    assert codes == [500, 500, 400]
+    assert "DOE" not in json.dumps(answers) + caplog.text
+
+
+def test_bodies_are_given_back_before_anything_is_decoded(
+    handler: MedadHandler, ct: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, seen = [row(bytearray(ct)), {"a": bytearray(ct), "b": bytearray(ct)}], []
+    predict = handler.predictor.predict
+
+    def looking(*given: Any) -> Any:
+        seen.extend(len(value) for each in rows for value in each.values())
+        return predict(*given)
+
+    monkeypatch.setattr(handler.predictor, "predict", looking)
+    assert ask(handler, rows)[0] == [200, 200]
+    assert seen == [0, 0, 0]
+
+
+def test_a_batch_has_most_of_the_response_timeout(
+    handler: MedadHandler, ct: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    predict = handler.predictor.predict
+
+    def looking(items: Any, options: Any, deadline: Any) -> Any:
+        given.extend([deadline.seconds, deadline.left()])
+        return predict(items, options, deadline)
+
+    monkeypatch.setattr(handler.predictor, "predict", looking)
+    ask(handler, [row(ct)])
+    assert given[0] == pytest.approx(0.8 * 120)
+    assert 90 < given[1] < given[0]
+
+
+def test_what_comes_too_late_is_told_to_come_again(
+    handler: MedadHandler, ct: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handler, "seconds", 0.0)
+    codes, (fault, _) = ask(handler, [row(ct), row(ct)])
+    assert codes == [503, 503]
+    assert fault["error"]["hint"] == "Send it again"
 
 
 def test_cores_are_shared_among_the_workers_and_the_gpu_is_the_one_assigned(

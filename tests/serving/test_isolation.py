@@ -21,6 +21,7 @@ import psutil
 import pydicom
 import pytest
 
+from medad_serve.deadline import Deadline, Postponed
 from medad_serve.errors import InputError
 from medad_serve.io import DEFAULT_LIMITS, Limits, Pixels
 from medad_serve.io.guarded import decoded
@@ -156,10 +157,27 @@ def test_a_decoder_that_hangs_is_ended_and_its_neighbours_keep_their_time(faulty
     before, hung, after = faulty([png, b"hang", png])
     assert time.monotonic() - start < 4 + 10  # the share of one, and the start of the next process
     assert isinstance(before, Pixels)
-    assert isinstance(hung, InputError)
-    assert (hung.code, "takes more than 2 s" in hung.message) == (413, True)
+    assert isinstance(hung, Postponed)
+    assert hung.given_s == pytest.approx(2, abs=0.5)
     assert _same(after, decoded(png))
     assert faulty.losses == {"hung": 1}
+
+
+def test_a_file_is_refused_for_good_once_it_had_the_whole_budget(faulty: IsolatedDecoder, png: bytes) -> None:
+    [hung] = faulty([b"hang"])
+    assert isinstance(hung, InputError)
+    assert (hung.code, "takes more than 4 s" in hung.message) == (413, True)
+
+
+def test_the_end_of_a_batch_cuts_a_file_short_that_may_be_sent_again(faulty: IsolatedDecoder, png: bytes) -> None:
+    list(faulty([png]))
+    start = time.monotonic()
+    cut, late = faulty([b"hang", b"hang"], Deadline.after(1))
+    assert time.monotonic() - start < 2
+    assert isinstance(cut, Postponed)
+    assert cut.given_s <= 1
+    assert isinstance(late, Postponed)
+    assert faulty.losses == {"hung": 1}  # the second was not begun
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,22 @@ from typing import Any
 
 from medad_serve.serving import decoder_process as process
 
+SLOW = b"slow"
+"""Before four digits of seconds, and what is to be decoded after them."""
 real = process.decoded
 
 
 def decoded(source: Any, limits: Any) -> Any:
-    """Hang, die or talk nonsense where the source says so; decode everything else."""
+    """Hang, die, take long or talk nonsense where the source says so; decode everything else."""
     if source == b"hang":
         time.sleep(600)
     if source == b"crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if source == b"killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if isinstance(source, bytes) and source.startswith(SLOW):
+        time.sleep(float(source[len(SLOW) : len(SLOW) + 4]))
+        return real(source[len(SLOW) + 4 :], limits)
     if isinstance(source, bytes) and source.startswith(b"once"):
         seen = Path(os.fsdecode(source[4:]))
         if not seen.exists():
