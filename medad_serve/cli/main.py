@@ -20,6 +20,7 @@ COMMANDS = {
     "errormaps": ("volumes", "errormaps"),
     "evaluate": ("evaluation", "evaluate"),
     "export": ("training", "export"),
+    "health": ("health", "health"),
     "info": ("info", "info"),
     "inspect": ("inspect", "inspect"),
     "java-home": ("serving", "java_home"),

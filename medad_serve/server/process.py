@@ -26,6 +26,14 @@ def temporary_of(run_dir: Path) -> Path | None:
         return None
 
 
+def models_of(run_dir: Path) -> list[str]:
+    """Return the models that the server in ``run_dir`` was started with."""
+    try:
+        return [str(name) for name in json.loads((run_dir / STATE).read_text())["models"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def remove_temporary(run_dir: Path, marks: tuple[str, ...]) -> None:
     """Remove the temporary directory that the state names, where it is one of ours: the state could name any.
 

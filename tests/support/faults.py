@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from medad_serve.errors import MedadError
 from medad_serve.server import Server
+from medad_serve.server.health import health_of
 
 START_S = 240
 
@@ -48,7 +50,11 @@ def kill_worker(server: Server) -> None:
 
 
 def _ready(server: Server) -> bool:
-    return all(server._is_ready(name) for name in json.loads((server.run_dir / "server.json").read_text())["models"])
+    try:
+        with server.management() as management:
+            return not health_of(management, server.models()).lost
+    except MedadError:
+        return False
 
 
 def restart(server: Server, models: list[str]) -> None:
