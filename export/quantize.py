@@ -66,8 +66,8 @@ class Quantizer:
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=self.ranges,
-            nodes_to_quantize=[name for name in self.layers if name not in in_float],
-            nodes_to_exclude=[],
+            nodes_to_quantize=[],
+            nodes_to_exclude=list(in_float),
             op_types_to_quantize=list(QUANTIZED),
             extra_options={},
         )

@@ -53,6 +53,11 @@ def _facts(found: Verified) -> Iterator[tuple[str, str]]:
             "parity",
             f"{parity.runtime}: {parity.flips} of {parity.decisions} decisions differ from the trained model's",
         )
+    for proof in manifest.fidelity:
+        ranked = "" if proof.auroc is None else f"AUROC {proof.auroc:.4f} for {proof.auroc_trained:.4f} in float32, "
+        yield "fidelity", f"{proof.variant}: {ranked}{proof.agreement:.1%} of {proof.items} items decided alike"
+    if manifest.tuning:
+        yield "tuned", f"{manifest.tuning.variant} on {manifest.tuning.machine}"
     batches = f"batches of {config.batchSize} within {config.maxBatchDelay} ms, {config.responseTimeout} s to answer"
     yield "served", f"{config.handler.runtime}, {config.minWorkers} to {config.maxWorkers} workers, {batches}"
     for file, size in sizes.items():

@@ -27,10 +27,10 @@ NUMBERS = ("score", "p_value", "cutoff", "anomalous", "probability", "severity")
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[IsolatedDecoder]:
-    """Hangs and dies where a source says so; decoding a batch may take 4 seconds."""
+    """Hangs and dies where a source says so; decoding a batch may take 3 seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(SUPPORT))
-        made = IsolatedDecoder(budget_s=4, module="faulty_codec")
+        made = IsolatedDecoder(budget_s=3, module="faulty_codec")
         yield made
         made.close()
 
