@@ -25,7 +25,7 @@ from medad_serve.io import DEFAULT_LIMITS, Limits, Pixels
 from medad_serve.io.guarded import decoded
 from medad_serve.serving.plain import is_plain, plain_members, plain_parts
 from medad_serve.serving.resources import memory_bytes
-from medad_serve.serving.wire import SCRATCH_BYTES, Channel, Undecoded, receive_reply, send_source
+from medad_serve.serving.wire import Channel, Undecoded, open_scratch, receive_reply, send_source
 
 logger = logging.getLogger(__name__)
 MEMORY_BYTES = 4 * 2**30
@@ -130,13 +130,12 @@ class IsolatedDecoder:
         assert self._channel is not None
         self._channel.connection.settimeout(max(deadline - time.monotonic(), 1e-3))
         send_source(self._channel, source, max(deadline - time.monotonic(), 1e-3))
-        return receive_reply(self._channel, deadline)
+        return receive_reply(self._channel, deadline, self.limits)
 
     def _start(self) -> None:
         here, there = socket.socketpair()
-        scratch = os.memfd_create("scratch")
+        scratch = open_scratch()
         try:
-            os.ftruncate(scratch, SCRATCH_BYTES)
             given = [there.fileno(), scratch, os.getpid(), self.memory, self.limits.model_dump_json()]
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", self.module, *map(str, given)],

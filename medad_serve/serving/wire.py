@@ -2,26 +2,26 @@
 
 Bulk data travels in anonymous shared memory: nothing lies on a disk, and nothing is left when either side dies.
 Up to ``SCRATCH_BYTES`` it is copied through a region that both keep mapped (fresh pages for every message took
-five times as long); what is larger gets a region of its own, handed over without a copy. The rest is pickled, and
-read back by a list of the classes that may occur: a decoder that a hostile file has taken over can send anything.
+five times as long); what is larger gets a region of its own, handed over without a copy. A decoder that a hostile
+file has taken over can send anything and go on writing: what comes by the scratch region is copied before it is
+looked at, other regions must be sealed, and neither can be made smaller under its reader.
 """
 
 from __future__ import annotations
 
 import errno
-import io
+import fcntl
 import mmap
 import os
-import pickle
 import socket
 import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from medad_serve.errors import InputError
-from medad_serve.io import Pixels
+from medad_serve.io import Limits, Pixels
+from medad_serve.serving.replies import decode_reply, encode_reply
 
 Undecoded = bytes | Path | tuple[bytes, ...]
 SCRATCH_BYTES = 16 * 2**20
@@ -31,16 +31,16 @@ _SOURCE = struct.Struct("<Bd")
 _MOST_BODY, _MOST_VIEWS = 16 * 2**20, 2**16
 """Of facts and their notes; of the files of one series."""
 _BYTES, _PATH, _PARTS = range(3)
-_KNOWN = {
-    ("medad_serve.io.pixels", "Pixels"),
-    ("medad_serve.io.pixels", "Facts"),
-    ("medad_serve.io.lut", "Lut"),
-    ("medad_serve.spec", "Window"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-}
+_SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_SEALS = _SIZE_SEALS | fcntl.F_SEAL_WRITE
+
+
+def open_scratch() -> int:
+    """Return the descriptor of a new scratch region, whose size nobody can change."""
+    scratch = _open_region("scratch")
+    os.ftruncate(scratch, SCRATCH_BYTES)
+    fcntl.fcntl(scratch, fcntl.F_ADD_SEALS, _SIZE_SEALS | fcntl.F_SEAL_SEAL)
+    return scratch
 
 
 class Channel:
@@ -82,7 +82,9 @@ class Channel:
                 if sum(sizes) > SCRATCH_BYTES:
                     raise ValueError("more than the scratch region can hold")
                 return body, _cut(self._scratch, sizes), False
-            if len(regions) != 1 or os.fstat(regions[0]).st_size != sum(sizes):
+            if len(regions) != 1 or not _is_sealed(regions[0]):
+                raise ValueError("the region can still be changed")
+            if os.fstat(regions[0]).st_size != sum(sizes):
                 raise ValueError("the region has another size than its parts")
             return body, _cut(_mapped(regions[0], sum(sizes)), sizes), True
         finally:
@@ -90,12 +92,13 @@ class Channel:
                 os.close(region)
 
     def _send_region(self, message: bytes, views: Sequence[memoryview]) -> None:
-        region = os.memfd_create("pixels")
+        region = _open_region("pixels")
         try:
             for view in views:
                 done = 0
                 while done < view.nbytes:
                     done += os.write(region, view[done:])  # at most 2 GiB at once
+            fcntl.fcntl(region, fcntl.F_ADD_SEALS, _SEALS)
             socket.send_fds(self.connection, [message], [region])
         finally:
             os.close(region)
@@ -125,6 +128,17 @@ class Channel:
     def _wait_at_most(self, deadline: float | None) -> None:
         if deadline is not None:
             self.connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+
+
+def _open_region(name: str) -> int:
+    return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def _is_sealed(region: int) -> bool:
+    try:
+        return fcntl.fcntl(region, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+    except OSError:  # it is no such region at all
+        return False
 
 
 def _mapped(region: int, size: int) -> memoryview:
@@ -163,28 +177,10 @@ def receive_source(channel: Channel) -> tuple[Undecoded, float]:
 
 def send_reply(channel: Channel, reply: Pixels | InputError) -> None:
     """Send what was decoded, or why it was not."""
-    buffers: list[pickle.PickleBuffer] = []
-    plain = (int(reply.code), reply.message, reply.hint) if isinstance(reply, InputError) else reply
-    body = pickle.dumps(plain, 5, buffer_callback=buffers.append)
-    channel.send(body, [buffer.raw() for buffer in buffers])
+    channel.send(*encode_reply(reply))
 
 
-def receive_reply(channel: Channel, deadline: float) -> Pixels | InputError:
+def receive_reply(channel: Channel, deadline: float, limits: Limits) -> Pixels | InputError:
     """Receive what :func:`send_reply` sent; raises as :meth:`Channel.receive` does."""
     body, views, is_own = channel.receive(deadline)
-    buffers = views if is_own else [bytearray(view) for view in views]
-    try:
-        found = _Unpickler(io.BytesIO(body), buffers=buffers).load()
-        if isinstance(found, Pixels):
-            return found
-        code, message, hint = found
-        return InputError(int(code), str(message), str(hint))
-    except Exception as error:  # the bytes can be anything
-        raise ValueError("the decoder's reply cannot be read") from error
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise ValueError(f"{module}.{name} is no part of decoded pixels")
-        return super().find_class(module, name)
+    return decode_reply(body, views if is_own else [memoryview(bytearray(view)) for view in views], limits)

@@ -185,7 +185,7 @@ def test_the_end_of_a_batch_cuts_a_file_short_that_may_be_sent_again(faulty: Iso
     [
         (b"crash", 400, "died (-11)"),
         (b"killed", 413, "died (-9)"),
-        (b"class", 400, "made no sense"),
+        (b"pickle", 400, "made no sense"),
         (b"nonsense", 400, "made no sense"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import time
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from medad_serve.serving import decoder_process as process
+from medad_serve.serving.wire import Channel
 
 SLOW = b"slow"
 """Before four digits of seconds, and what is to be decoded after them."""
-real = process.decoded
+real, real_send = process.decoded, process.send_reply
 
 
 def decoded(source: Any, limits: Any) -> Any:
@@ -34,11 +36,20 @@ def decoded(source: Any, limits: Any) -> Any:
             os.kill(os.getpid(), signal.SIGKILL)
     if source == b"nonsense":
         os.write(int(sys.argv[1]), b"\xff" * 100)
-    if source == b"class":
-        return os.system
+    if source == b"pickle":
+        return pickle.dumps(os.system)
     return real(source, limits)
+
+
+def send_reply(channel: Channel, reply: Any) -> None:
+    """Send bytes as they are, in place of any reply."""
+    if isinstance(reply, bytes):
+        channel.send(reply, [])
+    else:
+        real_send(channel, reply)
 
 
 if __name__ == "__main__":
     process.decoded = decoded
+    process.send_reply = send_reply
     process.main(sys.argv[1:])
