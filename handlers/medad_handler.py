@@ -22,6 +22,7 @@ from medad_serve.predictor import Predictor, Result
 from medad_serve.serving.isolation import open_decoder
 from medad_serve.serving.requests import Request, encode_answer, read_request
 from medad_serve.serving.resources import cores
+from medad_serve.serving.timing import ASKED, TOLD, Laps
 from medad_serve.serving.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class MedadHandler:
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer each row of the batch on its own terms: result or error, with its own status."""
-        deadline = Deadline.after(self.seconds)
+        deadline, laps = Deadline.after(self.seconds), Laps()
         answers: dict[int, Result | InputError] = {}
         requests: dict[int, Request] = {}
         for index, row in enumerate(data):
@@ -71,10 +72,13 @@ class MedadHandler:
             except Exception as error:  # a fault of ours is an answer too: the worker stays
                 answers[index] = _fault(error)
             _release(row)
+            laps.lap(index, "read")
         answers |= zip(requests, self._predict(list(requests.values()), deadline), strict=True)
         told, bodies = [], []
+        laps.skip()
         for index in range(len(data)):
             answer, body = self._encode(requests.get(index), answers[index])
+            laps.lap(index, "encode")
             status = answer.code if isinstance(answer, InputError) else HTTPStatus.OK
             context.set_response_status(int(status), status.phrase, index)
             context.set_response_content_type(index, "application/json")
@@ -83,6 +87,7 @@ class MedadHandler:
             told.append((int(status), answer))
             bodies.append(body)
         self.watch.record(told, _milliseconds(answers.values()), len(data))
+        _tell_times(context, laps, told)
         return bodies
 
     def _predict(self, requests: list[Request], deadline: Deadline) -> list[Result | InputError]:
@@ -112,6 +117,14 @@ def _release(row: dict[str, Any]) -> None:
         if isinstance(value, bytearray):
             with suppress(BufferError):  # something still looks at it
                 value.clear()
+
+
+def _tell_times(context: Any, laps: Laps, told: list[tuple[int, Result | InputError]]) -> None:
+    """Tell those who ask where the time of their request went."""
+    for index, (_, answer) in enumerate(told):
+        if ASKED in context.get_all_request_header(index):
+            others = answer.timing_ms if isinstance(answer, Result) else {}
+            context.set_response_header(index, TOLD, laps.told(index, others))
 
 
 def _milliseconds(answers: Iterable[Result | InputError]) -> dict[str, float]:

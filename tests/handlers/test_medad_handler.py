@@ -19,6 +19,7 @@ from medad_serve.handlers import medad_handler
 from medad_serve.handlers.medad_handler import MedadHandler
 from medad_serve.io import decode
 from medad_serve.prep import prepare
+from medad_serve.serving.timing import ASKED, TOLD, read_timing
 
 BAD = {"empty": b"", "text": b"no image", "truncated": ..., "nothing": None, "json": {"a": 1}}
 
@@ -242,6 +243,18 @@ def test_what_is_answered_is_watched(handler: MedadHandler, ct: bytes) -> None:
     assert after.requests.get(400, 0) - before.requests.get(400, 0) == 1
     assert after.batches.get(3, 0) - before.batches.get(3, 0) == 1
     assert after.milliseconds.keys() >= {"decode", "prepare", "infer"}
+
+
+def test_who_asks_is_told_where_the_time_went(handler: MedadHandler, ct: bytes) -> None:
+    context = make_context(Path())
+    context.request_processor = [RequestProcessor(h) for h in ({ASKED: "1"}, {}, {ASKED: "1"})]
+    bodies = [json.loads(body) for body in handler.handle([row(ct), row(ct), row(b"no image")], context)]
+    told = [read_timing(context.get_response_headers(index).get(TOLD, "")) for index in range(3)]
+    stages = ("decode", "prepare", "infer")
+    assert {stage: told[0][stage] for stage in stages} == pytest.approx(bodies[0]["timing_ms"], abs=1e-3)
+    assert 0 < sum(told[0][stage] for stage in (*stages, "read", "encode")) <= told[0]["handle"]
+    assert not told[1]
+    assert set(told[2]) == {"read", "encode", "handle"}
 
 
 def test_torchserve_finds_exactly_one_class() -> None:
