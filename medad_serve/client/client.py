@@ -26,7 +26,6 @@ Source = bytes | Path | Sequence[Path]
 REFUSED = "InvalidKeyException"
 """What TorchServe calls a missing, wrong or expired token, with status 400."""
 RENEWALS = 5
-CONNECT_S = 10
 RETRIES = Retries()
 _LATER = (502, 503, 504, 507)
 
@@ -51,8 +50,9 @@ class Client:
     ) -> None:
         self.url = url.rstrip("/")
         local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
+        self._timeout = timeout
         self._http = httpx.Client(
-            timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_S)),
+            timeout=timeout,
             limits=httpx.Limits(max_connections=None),
             trust_env=not local,  # a proxy has no part in loopback
             verify=_trusted(ca),
@@ -148,9 +148,10 @@ class Client:
         if token:
             headers["Authorization"] = f"Bearer {token}"
         url = f"{self.url}/predictions/{quote(model, safe='')}"
+        timeout = httpx.Timeout(self._timeout, connect=min(self._timeout, self._patience.connect_s))
         try:
-            answer = self._http.post(url, content=body.content, headers=headers)
-        except httpx.ConnectError as error:
+            answer = self._http.post(url, content=body.content, headers=headers, timeout=timeout)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             if isinstance(fault := _root(error), ssl.SSLError):
                 raise _untrusted(self.url, fault) from None
             raise Unavailable(

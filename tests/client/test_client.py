@@ -207,7 +207,7 @@ def test_a_folder_and_a_list_are_one_series_either_way(
     slices = [series / f"{number}.dcm" for number in range(2)]
     for place, file in zip(slices, dicom_files[:2], strict=True):
         place.write_bytes(file.read_bytes())
-    for named in ([series], ["--series", *slices]):
+    for named in ([series], ["--series", *slices], ["--series", *slices[::-1]]):
         printed = []
         for how in (["--artifact", artifact], by_server(server)):
             maps = ["--heatmap", tmp_path / f"maps-{len(printed)}", "--heatmap-format", "npy"]
@@ -219,7 +219,18 @@ def test_a_folder_and_a_list_are_one_series_either_way(
             assert heatmap.dtype == np.float32
         assert printed[0] == printed[1]
         assert printed[0]["files"] == len(printed[0]["slices"]) == 2
+        assert [part["file"] for part in printed[0]["slices"]] == [str(file) for file in slices]  # from below
         assert printed[0]["level"] == "patient"
+
+
+def test_the_table_names_the_file_of_the_highest_slice(artifact: Path, dicom_files: list[Path], tmp_path: Path) -> None:
+    for number, file in enumerate(dicom_files[:2]):
+        (tmp_path / f"{number}.dcm").write_bytes(file.read_bytes())
+    answer = json.loads(run_predict(tmp_path, "--artifact", artifact, "--json").stdout)
+    highest = max(answer["slices"], key=lambda part: part["score"])
+    shown = run_predict(tmp_path, "--artifact", artifact).stdout
+    assert f"highest: {highest['file']}" in shown
+    assert f"{highest['score']:.4g}" in shown
 
 
 @pytest.mark.server

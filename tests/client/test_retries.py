@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from email.utils import formatdate
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from faulty_server import ANSWER, BUSY, CUT, DEATH, DROP, Fault, FaultyServer, f
 
 from medad_serve.cli.predict import predict
 from medad_serve.client import Client, Retries
-from medad_serve.client.retries import MOST_DEATHS
+from medad_serve.client.retries import MOST_DEATHS, MOST_KILLERS, SILENT_CONNECT_S
 from medad_serve.errors import MedadError
 from medad_serve.server import Ports
 
@@ -96,7 +98,25 @@ def test_tries_are_bounded() -> None:
 def test_a_request_that_workers_die_of_is_given_up() -> None:
     with faulty_server(*[DEATH] * 20) as server, asked(server) as client:
         assert client.predict(b"x", "m")["answered"] is False
-        assert len(server.met) == MOST_DEATHS
+        assert len(server.met) == 1 + MOST_DEATHS
+
+
+def test_only_what_workers_die_of_is_given_up() -> None:
+    """Good files share their batches with killers from the first to the last, and are answered all the same."""
+    killers = [b"killer 1", b"killer 2", b"killer 3"]
+    sent = [body for number in range(4) for body in (b"good %d" % number, *killers)]
+    with faulty_server() as server, asked(server, Retries(total_s=5, first_s=0.01, longest_s=0.02)) as client:
+        server.deadly.update(killers)
+        answers = list(client.predict_many(sent, "m", concurrency=8))
+    assert [answer.get("answered", True) for answer in answers] == [body not in killers for body in sent]
+    assert [answer for body, answer in zip(sent, answers, strict=True) if body not in killers] == [ANSWER] * 4
+
+
+def test_a_server_whose_workers_die_of_everything_is_not_asked_for_ever() -> None:
+    with faulty_server(*[DEATH] * 1000) as server, asked(server) as client:
+        for _ in range(MOST_KILLERS + 10):
+            assert client.predict(b"x", "m")["answered"] is False
+        assert len(server.met) == MOST_KILLERS * (1 + MOST_DEATHS) + 10
 
 
 def test_a_server_that_is_gone_for_good_costs_its_silence_once() -> None:
@@ -135,6 +155,49 @@ def test_nobody_there_is_told_soon() -> None:
     with client, pytest.raises(MedadError, match="no server answers"):
         list(client.predict_many([b"x"] * 20, "m"))
     assert time.monotonic() - start < 3
+
+
+@contextmanager
+def unreachable(port: int = 0) -> Iterator[str]:
+    """The address of a socket whose queue is full: the kernel drops what would connect, as a firewall does."""
+    with socket.socket() as listening, ExitStack() as stack:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", port))
+        listening.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_server_that_cannot_be_reached_is_told_soon() -> None:
+    start = time.monotonic()
+    with unreachable() as url, Client(url, token="t", retries=Retries(first_contact_s=1)) as client:
+        with pytest.raises(MedadError, match="no server answers"):
+            list(client.predict_many([b"x"] * 100, "m"))
+        assert time.monotonic() - start < 3
+
+
+def test_a_server_that_cannot_be_reached_any_more_costs_its_silence_once() -> None:
+    with faulty_server() as server:
+        client = asked(server, Retries(total_s=2, first_s=0.01, longest_s=0.1), timeout=30)
+        assert client.predict(b"x", "m") == ANSWER
+        port = server.server_address[1]
+    start = time.monotonic()
+    with unreachable(port), client:
+        answers = list(client.predict_many([b"x"] * 100, "m", concurrency=4))
+        assert time.monotonic() - start < 8
+    assert [answer["answered"] for answer in answers] == [False] * 100
+
+
+def test_a_silence_of_long_ago_is_forgotten() -> None:
+    """A client that asks now and then goes on asking after the next fault as after its first."""
+    with faulty_server(*[BUSY] * 500) as server, asked(server, Retries(total_s=0.3, first_s=0.01, longest_s=0.01)) as c:
+        assert c.predict(b"x", "m")["answered"] is False
+        server.script[:] = [BUSY] * 3
+        time.sleep(SILENT_CONNECT_S + 0.1)
+        assert c.predict(b"x", "m") == ANSWER
 
 
 def test_a_token_that_ends_in_the_middle_loses_no_answer() -> None:

@@ -38,6 +38,14 @@ BUSY = Fault()
 DEATH = Fault(status=500, body=DIED)
 
 
+@dataclass(eq=False)
+class _Present:
+    """A request that shares its batch with others."""
+
+    body: bytes
+    dies: bool = False
+
+
 class FaultyServer(ThreadingHTTPServer):
     """Meets each request with the next fault of ``script``, and answers once there are none left."""
 
@@ -50,7 +58,10 @@ class FaultyServer(ThreadingHTTPServer):
         """When each request came, seconds."""
         self.bodies: list[bytes] = []
         """Of the requests that were answered."""
+        self.deadly: set[bytes] = set()
+        """Bodies that end the worker, and with it every request that is there at the time."""
         self.lock = threading.Lock()
+        self.present: list[_Present] = []
         self.connections: set[socket.socket] = set()
         self.scheme = "https" if context else "http"
         if context:
@@ -83,9 +94,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.met.append(time.monotonic())
             fault = self.server.script.pop(0) if self.server.script else None
         if fault is None:
+            fault = Fault(status=200, body=ANSWER)
             with self.server.lock:
                 self.server.bodies.append(body)
-            fault = Fault(status=200, body=ANSWER)
+        if self.server.deadly and self._shares_a_death(body):
+            fault = DEATH
         time.sleep(fault.delay_s)
         if fault.drops:
             self.close_connection = True
@@ -98,6 +111,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(said[: len(said) // 2] if fault.cut else said)
         self.wfile.flush()
         self.close_connection = fault.cut
+
+    def _shares_a_death(self, body: bytes) -> bool:
+        """Wait for a batch; whether this request, or one that was there meanwhile, ends the worker."""
+        ours = _Present(body)
+        with self.server.lock:
+            self.server.present.append(ours)
+            if any(each.body in self.server.deadly for each in self.server.present):
+                for each in self.server.present:
+                    each.dies = True
+        time.sleep(0.05)
+        with self.server.lock:
+            self.server.present.remove(ours)
+        return ours.dies
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
