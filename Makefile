@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-fast lint format bench clean
+.PHONY: help quickstart test test-slow test-fast lint format bench bench-gpu bench-check bench-data clean
 
 help:
 	@echo "make quickstart  the whole line on synthetic head CT: train, calibrate, export, serve, report"
@@ -13,7 +13,10 @@ help:
 	@echo "make test-slow   what takes longer: fault and mutant campaigns, quickstarts, the README's commands"
 	@echo "make test-fast   without slow tests and servers"
 	@echo "make lint        ruff, mypy --strict, import-linter"
-	@echo "make bench       decode + prepare and epoch time against their floors"
+	@echo "make bench       every engine over every model: docs/benchmarks.md, in about 40 minutes"
+	@echo "make bench-gpu   the same on an NVIDIA GPU: docs/gpu/benchmarks.md; fails where there is none, saying what is missing"
+	@echo "make bench-check fails where an engine that serves became slower than docs/benchmarks/ratios.json says"
+	@echo "make bench-data  decode + prepare and epoch time against their floors"
 	@echo "make clean       remove .venv, caches and runs"
 
 $(VENV)/.user: setup.cfg pyproject.toml
@@ -48,6 +51,15 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.user
+	$(BIN)/medad-serve bench --all --runs $(RUNS)/bench
+
+bench-gpu: $(VENV)/.user
+	$(BIN)/medad-serve bench --all --device cuda --runs $(RUNS)/bench --docs docs/gpu
+
+bench-check: $(VENV)/.user
+	$(BIN)/medad-serve bench --check --runs $(RUNS)/bench
+
+bench-data: $(VENV)/.user
 	$(BIN)/medad-serve bench --io --epoch
 
 clean:

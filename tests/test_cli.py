@@ -80,7 +80,7 @@ def test_info_lists_models_with_their_parameters(call: Call) -> None:
         (["archive", "nowhere"], 1, "medad.json is missing"),
         (["predict", "x.dcm"], 2, "--model NAME or --artifact DIR"),
         (["predict", "x.dcm", "--artifact", "nowhere"], 1, "medad.json is missing"),
-        (["bench"], 2, "--latency, --step, --http or --overhead"),
+        (["bench"], 2, "name artifacts, or ask for --all"),
         (["nothing"], 2, "No such command"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

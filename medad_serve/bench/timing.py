@@ -4,18 +4,90 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
 
 Timings = dict[str, float]
+Task = Callable[[], object]
+BURST_S = 0.02
+"""Time that a turn lasts at least: after others had the caches, the first call says little."""
+LEAST_TURNS = 3
 
 
-def interleaved(tasks: dict[str, Callable[[], object]], rounds: int) -> Timings:
+def interleaved(tasks: Mapping[str, Task], rounds: int) -> Timings:
     """Return the median milliseconds of each task, run in turn so that a noisy machine disturbs all alike."""
     taken: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(rounds + 1):
         for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
+            milliseconds = _timed(task)
             if number:  # the first round warms caches
-                taken[name].append((time.perf_counter() - start) * 1e3)
+                taken[name].append(milliseconds)
     return {name: statistics.median(values) for name, values in taken.items()}
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Milliseconds of every call of one task, by turn."""
+
+    turns: tuple[tuple[float, ...], ...]
+
+    @property
+    def calls(self) -> int:
+        """How many calls were timed."""
+        return sum(map(len, self.turns))
+
+    @property
+    def median(self) -> float:
+        """Of all calls."""
+        return statistics.median(ms for turn in self.turns for ms in turn)
+
+    def percentile(self, percent: float) -> float | None:
+        """Return an upper percentile of all calls; None where they are too few for one to lie beyond it."""
+        if self.calls * (100 - percent) < 100:
+            return None
+        return float(np.percentile([ms for turn in self.turns for ms in turn], percent))
+
+    def calls_per_second(self) -> float:
+        """Return the rate at which calls ended."""
+        return 1e3 * self.calls / sum(map(sum, self.turns))
+
+    def ratio(self, to: Turns) -> float:
+        """Return how many times as long as ``to`` it takes: the median over turns of the ratio of their medians.
+
+        Two turns of the same round lie milliseconds apart, so that what else the machine does weighs on both.
+        """
+        pairs = zip(self.turns, to.turns, strict=True)
+        return statistics.median(statistics.median(mine) / statistics.median(other) for mine, other in pairs)
+
+
+def in_turns(tasks: Mapping[str, Task], seconds: float) -> dict[str, Turns]:
+    """Run tasks in turn, some calls each, until each had about ``seconds``, and at least three turns each.
+
+    Every turn starts with a call that is not counted, where calls are short enough to afford it.
+    """
+    turns: dict[str, list[tuple[float, ...]]] = {name: [] for name in tasks}
+    for task in tasks.values():
+        task()
+    until = time.perf_counter() + seconds * len(tasks)
+    while time.perf_counter() < until or any(len(made) < LEAST_TURNS for made in turns.values()):
+        for name, task in tasks.items():
+            turns[name].append(_turn(task))
+    return {name: Turns(tuple(made)) for name, made in turns.items()}
+
+
+def _turn(task: Task) -> tuple[float, ...]:
+    first = _timed(task)
+    if first >= BURST_S * 1e3:
+        return (first,)
+    taken: list[float] = []
+    while sum(taken) < BURST_S * 1e3:
+        taken.append(_timed(task))
+    return tuple(taken)
+
+
+def _timed(task: Task) -> float:
+    start = time.perf_counter()
+    task()
+    return (time.perf_counter() - start) * 1e3

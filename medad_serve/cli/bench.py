@@ -1,15 +1,16 @@
-"""``bench``: costs beside their floors, and load on a server."""
+"""``bench``: engines beside each other, costs beside their floors, and load on a server."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from medad_serve.cli.console import out
 from medad_serve.cli.serving import FOLDER, STORE
+
+LOAD_SECONDS = 60.0
+NEW_FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -26,16 +27,28 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True))
 @click.option("--io", "measure_io", is_flag=True, help="Decode + prepare beside bare pydicom.")
 @click.option("--epoch", is_flag=True, help="An epoch over the cache beside one over tensors in memory.")
-@click.option("--latency", is_flag=True, help="An answer by onnxruntime and TorchScript beside the eager model.")
 @click.option("--step", is_flag=True, help="Time and peak memory of a training step.")
-@click.option("--model", "models", multiple=True, help="Repeatable. [default: ae; every model for --latency]")
-@click.option("--batch", type=click.IntRange(1), help="[default: 1 for --latency, 2 for --step, 8 for --overhead]")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto; of --latency and --step.")
+@click.option("--all", "every_model", is_flag=True, help="Engines over a small run of every model; a page of it.")
+@click.option("--check", is_flag=True, help="Fail where an engine is slower than --docs says.")
+@click.option("--batches", callback=_numbers, help="Of engines. [default: 1,8]")
+@click.option("--threads-list", "threads", callback=_numbers, help="Of engines. [default: every core]")
+@click.option("--engine", "only", multiple=True, help="Repeatable. [default: every one that runs here]")
+@click.option("--cold/--no-cold", default=True, help="Start each engine in a process of its own too. [default: cold]")
+@click.option("--out", "to", type=NEW_FOLDER, help="Folder for engines' figures: JSON, CSV, Markdown, plots.")
+@click.option("--docs", type=NEW_FOLDER, default="docs", show_default=True, help="Of --all and --check.")
+@click.option("--runs", type=NEW_FOLDER, default="runs/bench", show_default=True, help="Where --all keeps its runs.")
+@click.option("--model", "models", multiple=True, help="Repeatable. [default: ae; of --all and --check every one]")
+@click.option("--batch", type=click.IntRange(1), help="[default: 2 for --step, 8 for --overhead]")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto; of engines and --step.")
 @click.option("--rounds", type=click.IntRange(1), help="[default: 300 for --io, 5 for others, 3 for --overhead]")
 @click.option("--http", metavar="URL", help="Load on a running server, of its --model NAME.")
 @click.option("--overhead", metavar="ARTIFACT", type=FOLDER, help="What serving costs beside its parts.")
 @click.option("--clients", callback=_numbers, help="Of --http and --overhead. [default: 1,4,16,64; 16]")
-@click.option("--seconds", type=click.FloatRange(0.1), default=60, show_default=True, help="Of each number of clients.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1),
+    help="Of each number of clients [default: 60], or of each engine, batch size and number of threads [default: 3].",
+)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Of --overhead.")
 @click.option("--store", type=FOLDER, default=STORE, show_default=True, help="Where a local server keeps its tokens.")
 @click.option("--key-file", type=click.Path(path_type=Path), help="Token file of the server.")
@@ -46,23 +59,34 @@ def bench(
     files: tuple[Path, ...],
     measure_io: bool,
     epoch: bool,
-    latency: bool,
     step: bool,
+    every_model: bool,
+    check: bool,
+    batches: tuple[int, ...],
+    threads: tuple[int, ...],
+    only: tuple[str, ...],
+    cold: bool,
+    to: Path | None,
+    docs: Path,
+    runs: Path,
     models: tuple[str, ...],
     batch: int | None,
     device: str,
     rounds: int | None,
+    seconds: float | None,
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Time decoding, preparing, training data, answers and training steps, in medians of interleaved runs; or a server.
+    """Time what answering, decoding, preparing, training and serving cost, in turns with what it is held against.
 
-    --io, --http and --overhead read FILES; without any, one 512x512 16-bit uncompressed phantom slice. A folder is one
-    series.
+    FILES are artifacts (or runs): every engine that runs here is measured over each, from PyTorch to onnxruntime,
+    OpenVINO and TensorRT. --io, --http and --overhead read files instead; without any, one 512x512 16-bit uncompressed
+    phantom slice. A folder is one series.
     """
     if how["http"] or how["overhead"]:
         from medad_serve.cli.loadbench import bench_serving
 
+        how["seconds"] = seconds or LOAD_SECONDS
         bench_serving(files, models=models, batch=batch or 8, rounds=rounds or 3, as_json=as_json, **how)
         return
     if measure_io or epoch or step:
@@ -80,18 +104,16 @@ def bench(
             as_json=as_json,
         )
         return
-    if latency:
-        _bench_latency(models, batch or 1, device, rounds or 5, as_json)
+    if not (files or every_model or check):
+        raise click.UsageError("name artifacts, or ask for --all, --check, --io, --epoch, --step, --http or --overhead")
+    from medad_serve.cli.enginebench import bench_artifacts, bench_families, check_families
+
+    if check:
+        check_families(models, runs=runs, docs=docs, as_json=as_json)
         return
-    raise click.UsageError("ask for --io, --epoch, --latency, --step, --http or --overhead")
-
-
-def _bench_latency(models: tuple[str, ...], batch: int, device: str, rounds: int, as_json: bool) -> None:
-    from medad_serve.bench.latency import bench_latency
-    from medad_serve.models import families, family
-
-    chosen = [family(name) for name in models] or list(families().values())
-    found = {
-        f"latency of {each.name}": bench_latency(each, batch=batch, device=device, rounds=rounds) for each in chosen
-    }
-    out.print(json.dumps(found, indent=1), markup=False)
+    engines: dict[str, Any] = {"batches": batches, "threads": threads, "device": device, "only": only, "cold": cold}
+    engines |= {"seconds": seconds, "as_json": as_json}
+    if every_model:
+        bench_families(models, runs=runs, docs=docs, **engines)
+    else:
+        bench_artifacts(files, to=to, **engines)

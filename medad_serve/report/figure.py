@@ -26,15 +26,19 @@ _STYLE: dict[Any, Any] = {
     "legend.edgecolor": "none",
     "legend.fontsize": 7,
     "lines.linewidth": 1.2,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "medad-serve",
 }
 
 
 @contextmanager
 def drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure of the house's style, inches wide and high, that is written as PNG at the end."""
+    """Yield a figure of the house's style, inches wide and high, that is written at the end: as PNG, or SVG by name."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI)
+        kind = path.suffix.removeprefix(".")
+        # a date would make every drawing of the same figures another file
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
     write_whole(path, buffer.getvalue())

@@ -1,0 +1,90 @@
+"""Every registered model benchmarked, into ``benchmarks.md`` and a folder beside it; and held against it later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from medad_serve.bench.catalogue import small_artifact
+from medad_serve.bench.document import page
+from medad_serve.bench.guard import (
+    FILE,
+    Compared,
+    Ratios,
+    better_of,
+    compare,
+    guard_plan,
+    ratios_of,
+    read_ratios,
+    settle,
+)
+from medad_serve.bench.machine import this_machine
+from medad_serve.bench.measure import Plan, bench_engines
+from medad_serve.bench.results import Report
+from medad_serve.bench.tables import Table
+from medad_serve.bench.writing import refuse_other, write_files
+from medad_serve.errors import MedadError
+from medad_serve.files import whole_directory, write_whole
+
+FOLDER, PAGE = "benchmarks", "benchmarks.md"
+GUARD_SECONDS = 1.0
+"""Of each engine at each batch size, in a pass of the guard."""
+Say = Callable[[str], None]
+
+
+def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say: Say) -> Report:
+    """Benchmark small runs of the models, made below ``home``, and write the page, its plots and the ratios.
+
+    Everything is measured before anything is written.
+    """
+    folder = docs / FOLDER
+    refuse_other(folder)
+    machine, benchmarks = this_machine(), []
+    passes: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+    for name in models:
+        artifact = small_artifact(name, home, say, device=plan.device)
+        benchmarks.append(bench_engines(artifact, plan, say))
+        if plan.device == "cpu":
+            say(f"{name}: two passes for the ratios")
+            passes[name] = _ratios(artifact), _ratios(artifact)
+    report = Report(machine=machine, seconds=plan.seconds, benchmarks=tuple(benchmarks))
+    ratios = settle(passes, machine.kind, GUARD_SECONDS) if passes else None
+    with whole_directory(folder) as beside:
+        write_files(report, beside)
+        if ratios:
+            write_whole(beside / FILE, ratios.model_dump_json(indent=1) + "\n")
+    more = [_noise(ratios)] if ratios else []
+    command = "make bench" if plan.device == "cpu" else "make bench-gpu"
+    write_whole(docs / PAGE, page(report, command=command, plots=f"{FOLDER}/", more=more))
+    return report
+
+
+def check_all(models: Sequence[str], home: Path, docs: Path, *, say: Say) -> list[Compared]:
+    """Measure the ratios of the models anew and hold them against the committed ones; twice where one is worse."""
+    before = read_ratios(docs / FOLDER, this_machine().kind)
+    unknown = sorted(set(models) - set(before.ratios))
+    if unknown:
+        raise MedadError(f"{FILE} holds nothing of {', '.join(unknown)}", "Run: make bench")
+    found: list[Compared] = []
+    for name in models or before.ratios:
+        artifact = small_artifact(name, home, say)
+        say(f"{name}: measuring")
+        first = compare(before, name, _ratios(artifact))
+        if any(each.worse for each in first):
+            say(f"{name}: measuring once more, something was slower")
+            first = better_of(first, compare(before, name, _ratios(artifact)))
+        found += first
+    return found
+
+
+def _ratios(artifact: Path) -> dict[str, float]:
+    return ratios_of(bench_engines(artifact, guard_plan(GUARD_SECONDS)))
+
+
+def _noise(ratios: Ratios) -> Table:
+    rows = (
+        ("ratios kept", sum(map(len, ratios.ratios.values()))),
+        ("s of each engine and batch size in a pass", ratios.seconds),
+        ("share by which a ratio may fall", ratios.tolerance),
+    )
+    return Table("guard", "What make bench-check holds to", ("of", "value"), rows)

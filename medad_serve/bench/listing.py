@@ -1,0 +1,141 @@
+"""What was measured of engines, as tables."""
+
+from __future__ import annotations
+
+from medad_serve.bench.results import Benchmark, Measured, Report
+from medad_serve.bench.tables import Cell, Table
+
+
+def speed(benchmark: Benchmark) -> Table:
+    """Return latency and throughput: a row for each engine, precision, batch size and number of threads."""
+    on_device = any(t.resident_p50_ms is not None for each in benchmark.measured for t in each.times)
+    columns = ("engine", "batch", "threads", "p50 ms", "p95 ms", "p99 ms", "items/s", f"x {benchmark.reference}")
+    rows: list[tuple[Cell, ...]] = []
+    for batch, threads in benchmark.settings:
+        for each in benchmark.measured:
+            if (t := each.at(batch, threads)) is not None:
+                row = (each.label, batch, threads, t.p50_ms, t.p95_ms, t.p99_ms, t.items_per_s, t.ratio)
+                rows.append((*row, t.resident_p50_ms) if on_device else row)
+    title = f"{benchmark.name}: an answer with every output"
+    return Table("speed", title, (*columns, "p50 ms without copies") if on_device else columns, tuple(rows))
+
+
+def cost(benchmark: Benchmark) -> Table:
+    """Return what each engine takes to start and to hold, and how it agrees with the reference."""
+    columns = (
+        "engine",
+        "disk MiB",
+        "peak MiB",
+        "cold start s",
+        "of it import",
+        "load",
+        "first answer",
+        "build s",
+        "difference",
+        "other codes",
+        "flips",
+    )
+    rows = tuple(_cost_row(each) for each in benchmark.measured)
+    kept = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
+    return Table(
+        "cost",
+        f"{benchmark.name}: to start and to hold",
+        tuple(columns[i] for i in kept),
+        tuple(tuple(row[i] for i in kept) for row in rows),
+    )
+
+
+def _cost_row(each: Measured) -> tuple[Cell, ...]:
+    cold, agreement = each.cold, each.agreement
+    start = (cold.peak_mib, cold.total_s, cold.import_s, cold.load_s, cold.first_s) if cold else (None,) * 5
+    return (
+        each.label,
+        each.disk_mib,
+        *start,
+        each.build_s,
+        agreement.relative_difference,
+        agreement.codes_differ,
+        agreement.flips,
+    )
+
+
+def skipped(benchmark: Benchmark) -> Table:
+    """Return the engines that did not run, and why."""
+    rows = tuple((each.label, each.reason) for each in benchmark.skipped)
+    return Table("skipped", f"{benchmark.name}: not run", ("engine", "why"), rows)
+
+
+def everything(report: Report) -> Table:
+    """Return one row for each engine, precision, batch size and number of threads of every model, with all figures."""
+    columns = (
+        "model",
+        "family",
+        "device",
+        "engine",
+        "precision",
+        "batch",
+        "threads",
+        "calls",
+        "p50_ms",
+        "p95_ms",
+        "p99_ms",
+        "items_per_s",
+        "ratio",
+        "resident_p50_ms",
+        "disk_mib",
+        "peak_mib",
+        "device_peak_mib",
+        "import_s",
+        "load_s",
+        "first_s",
+        "build_s",
+        "relative_difference",
+        "codes_differ",
+        "flips",
+        "items",
+    )
+    rows = tuple(
+        row for benchmark in report.benchmarks for each in benchmark.measured for row in _full(benchmark, each)
+    )
+    return Table("engines", "Every figure", columns, rows)
+
+
+def _full(benchmark: Benchmark, each: Measured) -> list[tuple[Cell, ...]]:
+    cold, agreement = each.cold, each.agreement
+    start = (cold.peak_mib, cold.device_peak_mib, cold.import_s, cold.load_s, cold.first_s) if cold else (None,) * 5
+    return [
+        (
+            benchmark.name,
+            benchmark.family,
+            benchmark.device,
+            each.engine,
+            each.precision,
+            *(t.batch, t.threads, t.calls, t.p50_ms, t.p95_ms, t.p99_ms, t.items_per_s, t.ratio, t.resident_p50_ms),
+            each.disk_mib,
+            *start,
+            each.build_s,
+            *(agreement.relative_difference, agreement.codes_differ, agreement.flips, agreement.items),
+        )
+        for t in each.times
+    ]
+
+
+def fastest(report: Report) -> Table:
+    """Return for each model the reference's latency and the fastest engine, in float32 and in any precision."""
+    columns = ("model", "input", "parameters", "batch", "eager ms", "fastest in float32", "x", "fastest", "x ")
+    rows: list[tuple[Cell, ...]] = []
+    for benchmark in report.benchmarks:
+        shape = "x".join(map(str, benchmark.shape[1:]))
+        for batch, threads in benchmark.settings:
+            if threads != max(count for _, count in benchmark.settings):
+                continue
+            timed = [(each, t) for each in benchmark.measured if (t := each.at(batch, threads))]
+            float32 = max((pair for pair in timed if pair[0].precision == "float32"), key=lambda pair: pair[1].ratio)
+            best = max(timed, key=lambda pair: pair[1].ratio)
+            rows.append(
+                (
+                    *(benchmark.name, shape, benchmark.parameters, batch, timed[0][1].p50_ms),
+                    *(float32[0].label, float32[1].ratio, best[0].label, best[1].ratio),
+                )
+            )
+    return Table("fastest", "Fastest engine of each model", columns, tuple(rows))
