@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from medad_serve.errors import MedadError
 from medad_serve.models.autoencoders import HEAD_CT_INPUT
 from medad_serve.models.base import AnomalyModel, Batch, Shape, register
+from medad_serve.models.smoothing import box_max, box_mean
 from medad_serve.spec import Foreground, Frozen, PrepSpec, Window
 
 VALIDATION_SEED = 0
@@ -175,10 +176,10 @@ class DenoisingAutoencoder(AnomalyModel):
         difference = (x - reconstruction) * mask
         if self.settings.ceiling is not None:
             difference = difference * (x < self.settings.ceiling)
-        smooth = F.avg_pool2d(difference, side, stride=1, padding=side // 2)
+        smooth = box_mean(difference, side)
         error = (F.relu(smooth) if self.settings.residual == "positive" else smooth.abs()).mean(dim=1, keepdim=True)
         if self.settings.symmetry:
-            mirrored = F.max_pool2d(error, REACH, stride=1, padding=REACH // 2).flip(3)
+            mirrored = box_max(error, REACH).flip(3)
             error = F.relu(error - self.settings.symmetry * mirrored)
         return error * mask
 

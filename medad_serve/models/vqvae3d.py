@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from medad_serve.errors import MedadError
 from medad_serve.models.base import AnomalyModel, Batch, Log, Shape, register
 from medad_serve.models.quantizer import Quantized, Quantizer, Update
+from medad_serve.models.smoothing import box_mean
 from medad_serve.models.zscore import ZScore, some_of, take_moments
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, Regions, Window
 
@@ -176,7 +177,7 @@ class Vqvae3d(AnomalyModel):
         reconstruction = self._staged(self.decoder, found.quantized)
         error = (x - reconstruction).square().mean(dim=1, keepdim=True)
         reach = self.settings.smoothing
-        smooth = F.avg_pool3d(error, reach, stride=1, padding=reach // 2, count_include_pad=False)
+        smooth = box_mean(error, reach, padded=False)
         alignment = F.interpolate(found.distances[:, None], scale_factor=float(self.stride), mode="nearest")
         return torch.cat((smooth, alignment), dim=1), reconstruction, found
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from medad_serve.errors import MedadError
 from medad_serve.models.draem.draws import Draws
 from medad_serve.models.draem.settings import FaultSettings, PatchShape
+from medad_serve.models.smoothing import box_mean
 
 SHAPES: tuple[PatchShape, ...] = ("rectangle", "ellipse", "irregular")
 HARMONICS = 5
@@ -210,4 +210,4 @@ def soft_rim(mask: Tensor, softness: int) -> Tensor:
     """Lower a mask ``(N, 1, H, W)`` of 0 and 1 towards its rim, over some pixels within it."""
     if not softness:
         return mask
-    return F.avg_pool2d(mask, 2 * softness + 1, stride=1, padding=softness, count_include_pad=False) * mask
+    return box_mean(mask, 2 * softness + 1, padded=False) * mask

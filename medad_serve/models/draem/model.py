@@ -15,6 +15,7 @@ from medad_serve.models.draem.faults import FaultGenerator, SyntheticFaults
 from medad_serve.models.draem.losses import focal, ssim
 from medad_serve.models.draem.networks import STRIDE, Discriminative, Reconstructive, SeverityHead
 from medad_serve.models.draem.settings import SEVERITY_INPUTS, DraemSettings
+from medad_serve.models.smoothing import box_mean
 from medad_serve.spec import InputSpec, PrepSpec
 
 
@@ -52,7 +53,7 @@ class Draem(AnomalyModel):
         if self.settings.score == "top":
             return heatmap.flatten(1).topk(self.top, dim=1).values.mean(dim=1)
         side = self.settings.score_window
-        return F.avg_pool2d(heatmap, side, stride=1, padding=side // 2).flatten(1).amax(dim=1)
+        return box_mean(heatmap, side).flatten(1).amax(dim=1)
 
     def _found(self, x: Tensor, reconstruction: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """Return the outputs by name."""

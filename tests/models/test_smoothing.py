@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch.nn import functional as F
+
+from medad_serve.models.smoothing import box_max, box_mean
+
+SHAPES = [(2, 1, 17, 13), (2, 3, 9, 7, 11)]
+
+
+def _values(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).normal(size=shape)).float()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_padded_mean_is_that_of_scipy(shape: tuple[int, ...]) -> None:
+    x = _values(shape)
+    expected = ndimage.uniform_filter(x.double().numpy(), (1, 1, *[5] * (len(shape) - 2)), mode="constant")
+    assert np.allclose(box_mean(x, 5).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_unpadded_mean_is_over_what_lies_within(shape: tuple[int, ...]) -> None:
+    x = _values(shape)
+    sums, counts = (
+        ndimage.uniform_filter(v, (1, 1, *[5] * (len(shape) - 2)), mode="constant")
+        for v in (x.double().numpy(), np.ones(shape))
+    )
+    assert np.allclose(box_mean(x, 5, padded=False).numpy(), sums / counts, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_maximum_is_that_of_scipy(shape: tuple[int, ...]) -> None:
+    x = _values(shape)
+    expected = ndimage.maximum_filter(x.numpy(), (1, 1, *[7] * (len(shape) - 2)), mode="constant", cval=-np.inf)
+    assert np.array_equal(box_max(x, 7).numpy(), expected)
+
+
+def test_a_side_of_one_changes_nothing() -> None:
+    x = _values(SHAPES[0])
+    assert torch.equal(box_mean(x, 1), x)
+    assert torch.equal(box_max(x, 1), x)
+
+
+def test_gradients_are_those_of_the_pooling_in_one_step() -> None:
+    x = _values(SHAPES[1]).requires_grad_()
+    other = x.detach().clone().requires_grad_()
+    box_mean(x, 3, padded=False).square().sum().backward()
+    F.avg_pool3d(other, 3, stride=1, padding=1, count_include_pad=False).square().sum().backward()
+    assert torch.allclose(x.grad, other.grad, atol=1e-6)
