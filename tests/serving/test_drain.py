@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from medad_serve.server.drain import SETTLE_S, Exchange, drain, exchanges
+from medad_serve.server.drain import ANSWER_BYTES, SETTLE_S, Exchange, drain, exchanges
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's sock_diag is Linux's own")
 
@@ -60,7 +60,7 @@ def test_the_kernel_tells_asked_from_answered(
     time.sleep(0.1)
     answered[1].sendall(b"answer")
     time.sleep(0.05)
-    ends = sorted(exchange.waits(working=False) for exchange in exchanges(port))
+    ends = sorted(exchange.waits(working=False) for _, exchange in exchanges(port))
     assert ends == [False, False, True]
     assert not list(exchanges(1))
     assert idle
@@ -88,3 +88,38 @@ def test_a_drain_ends_with_the_last_answer_and_no_later_than_told(
         assert 0.4 < time.monotonic() - begun < 10
         answer.join()
         child.communicate(b"\n")
+
+
+def test_a_steady_stream_of_new_requests_does_not_hold_a_drain(
+    pairs: tuple[int, list[tuple[socket.socket, socket.socket]]],
+) -> None:
+    """One client waits; of the others one asks again with each answer, and one waits since the drain began."""
+    port, (first, stream, late) = pairs
+    stop = threading.Event()
+
+    def ask_on() -> None:
+        while not stop.is_set():
+            stream[0].sendall(b"request")
+            stream[1].recv(100)
+            time.sleep(0.02)
+            stream[1].sendall(bytes(ANSWER_BYTES))
+            stream[0].recv(100)
+            late[0].sendall(b"a body without end")
+
+    time.sleep(0.05)
+    first[0].sendall(b"request")
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as worker:  # works all the time
+        asking, answer = threading.Thread(target=ask_on), threading.Timer(1, first[1].sendall, [bytes(ANSWER_BYTES)])
+        begun = time.monotonic()
+        draining = threading.Thread(target=drain, args=(psutil.Process(), port, 30))
+        draining.start()
+        time.sleep(0.3)
+        asking.start()
+        answer.start()
+        draining.join(15)
+        took = time.monotonic() - begun
+        stop.set()
+        asking.join()
+        worker.kill()
+    assert not draining.is_alive()
+    assert 1 < took < 10

@@ -105,6 +105,28 @@ def test_a_server_stopped_and_started_under_load_costs_no_answer(server: Server,
     assert tally.retried
 
 
+def test_requests_that_come_while_a_server_stops_are_answered_rightly_or_not_at_all(
+    store: Path, files: list[Path]
+) -> None:
+    """And hold the stop up no longer than those that were there before."""
+    server = Server(store, Ports.free())
+    server.start(["m"], timeout=START_S)
+    took: list[float] = []
+
+    def during() -> None:
+        begun = time.monotonic()
+        server.stop(drain=60)
+        took.append(time.monotonic() - begun)
+
+    tally = load(server, "m", files, during, clients=8, seconds=1, retries=NO_RETRY)
+    assert tally.answered
+    assert tally.wrong == 0
+    assert tally.lost
+    endings = ("the server closed the connection", "no server answers", "holds no inference key")
+    assert all(any(ending in fault for ending in endings) for fault in tally.faults), tally.faults
+    assert took[0] < 30
+
+
 def test_a_frontend_terminated_under_load_costs_no_answer(server: Server, files: list[Path]) -> None:
     """TorchServe itself cuts off what it is answering; the clients ask again."""
     tally = load(server, "m", files, lambda: terminate_java(server, ["m"]))
