@@ -1,4 +1,4 @@
-"""What a command line names to be scored: files one by one, and folders as series."""
+"""What a command line names to be scored: files one by one, and what folders hold."""
 
 from __future__ import annotations
 
@@ -37,28 +37,53 @@ class Item:
 
 
 def items_of(paths: Sequence[Path], *, one_series: bool = False) -> list[Item]:
-    """Return an item for each file, and one for each folder that holds files, in a folder named or below it.
+    """Return an item for each file, and those that a folder holds, in it or below it.
 
-    With ``one_series`` everything named is one series. Raises UsageError for folders without any file.
+    Of a folder, the DICOM files of a series are one item, and every other image or volume is one of its own; what is
+    neither is left out, which is said. With ``one_series`` everything named is one series. Raises UsageError for
+    folders without anything to score.
     """
+    if one_series:
+        files = tuple(file for path in paths for file in (_files_below(path) if path.is_dir() else (path,)))
+        return [Item(paths[0], files, is_series=True)]
     items: list[Item] = []
     for path in paths:
-        if not path.is_dir():
-            items.append(Item(path, (path,)))
-            continue
-        found = list(_series_below(path))
-        if not found:
-            raise click.UsageError(f"{path} holds no files.")
-        items += found
-    if one_series:
-        files = tuple(file for item in items for file in item.files)
-        return [Item(paths[0], files, is_series=True)]
+        items += _in_folder(path) if path.is_dir() else [Item(path, (path,))]
     return items
 
 
-def _series_below(folder: Path) -> Iterator[Item]:
+def _in_folder(path: Path) -> list[Item]:
+    from medad_serve.cli.folders import contents_of, names_of
+
+    items: list[Item] = []
+    left_out = 0
+    for place, files in _folders_below(path):
+        found = contents_of(files)
+        named = place if place.name not in ("", "..") else place.resolve()
+        pairs = zip(names_of(named, found.series), found.series, strict=True)
+        series = [Item(name, tuple(each.files), is_series=True) for name, each in pairs]
+        items += sorted([*series, *(Item(file, (file,)) for file in found.others)], key=lambda item: item.files[0])
+        left_out += len(found.left_out)
+    if not items:
+        raise click.UsageError(f"{path} holds no files that are scored.")
+    if left_out:
+        click.echo(f"Left out of {path}: {left_out} {'file' if left_out == 1 else 'files'} of other kinds", err=True)
+    return items
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    found = False
+    for _, files in _folders_below(folder):
+        found = True
+        yield from files
+    if not found:
+        raise click.UsageError(f"{folder} holds no files.")
+
+
+def _folders_below(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield each folder that holds files, and those, sorted by name."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         kept = sorted(name for name in names if not name.startswith(".") and name not in LITTER)
         if kept:
-            yield Item(Path(place), tuple(Path(place) / name for name in kept), is_series=True)
+            yield Path(place), [Path(place) / name for name in kept]
