@@ -34,14 +34,17 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 @click.option("--threads-list", "threads", callback=_numbers, help="Of engines. [default: every core]")
 @click.option("--engine", "only", multiple=True, help="Repeatable. [default: every one that runs here]")
 @click.option("--cold/--no-cold", default=True, help="Start each engine in a process of its own too. [default: cold]")
-@click.option("--out", "to", type=NEW_FOLDER, help="Folder for engines' figures: JSON, CSV, Markdown, plots.")
+@click.option(
+    "--out", "to", type=NEW_FOLDER, help="Folder for figures of engines and servers: JSON, CSV, Markdown, plots."
+)
 @click.option("--docs", type=NEW_FOLDER, default="docs", show_default=True, help="Of --all and --check.")
 @click.option("--runs", type=NEW_FOLDER, default="runs/bench", show_default=True, help="Where --all keeps its runs.")
 @click.option("--model", "models", multiple=True, help="Repeatable. [default: ae; of --all and --check every one]")
 @click.option("--batch", type=click.IntRange(1), help="[default: 2 for --step, 8 for --overhead]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto; of engines and --step.")
 @click.option("--rounds", type=click.IntRange(1), help="[default: 300 for --io, 5 for others, 3 for --overhead]")
-@click.option("--http", metavar="URL", help="Load on a running server, of its --model NAME.")
+@click.option("--http", metavar="URL|ARTIFACT", help="Load on a running server, or an artifact served in several ways.")
+@click.option("--litserve", is_flag=True, help="Of --http ARTIFACT: LitServe, too.")
 @click.option("--overhead", metavar="ARTIFACT", type=FOLDER, help="What serving costs beside its parts.")
 @click.option("--clients", callback=_numbers, help="Of --http and --overhead. [default: 1,4,16,64; 16]")
 @click.option(
@@ -87,7 +90,7 @@ def bench(
         from medad_serve.cli.loadbench import bench_serving
 
         how["seconds"] = seconds or LOAD_SECONDS
-        bench_serving(files, models=models, batch=batch or 8, rounds=rounds or 3, as_json=as_json, **how)
+        bench_serving(files, models=models, batch=batch or 8, rounds=rounds or 3, to=to, as_json=as_json, **how)
         return
     if measure_io or epoch or step:
         from medad_serve.cli.databench import bench_data

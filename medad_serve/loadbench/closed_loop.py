@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 from medad_serve.errors import MedadError
+from medad_serve.serving.timing import ASKED, TOLD, read_timing
 
 NO_ANSWER = "no answer"
 TIMEOUT_S = 300
@@ -32,14 +33,26 @@ class Sent(NamedTuple):
     kind: str = "application/octet-stream"
 
 
+class Answer(NamedTuple):
+    """Status, content and, where it was asked for and told, milliseconds by stage of the server."""
+
+    status: int
+    content: bytes
+    stages: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Target:
-    """One model of one server."""
+    """One model of one server: ``url`` of a TorchServe, or with a path that takes requests as it is."""
 
     url: str
-    model: str
+    model: str = ""
     token: str | None = None
     ca: Path | None = None
+    timed: bool = False
+    """Whether to ask for the times of the server's stages."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Sent with every request beside its content type and the token."""
 
     def connect(self) -> HTTPConnection:
         """Open a connection of its own. http.client, since the generator shares the cores with a local server."""
@@ -52,20 +65,24 @@ class Target:
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # --ca may name the certificate itself
         return HTTPSConnection(parts.hostname, parts.port, timeout=TIMEOUT_S, context=context)
 
-    def send(self, connection: HTTPConnection, sent: Sent) -> tuple[int, bytes]:
-        """Return status and content of one answer; raises OSError or HTTPException where there is none."""
-        headers = {"Content-Type": sent.kind}
+    def send(self, connection: HTTPConnection, sent: Sent) -> Answer:
+        """Return one answer; raises OSError or HTTPException where there is none."""
+        headers = {**dict(self.headers), "Content-Type": sent.kind}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
-        connection.request("POST", f"/predictions/{quote(self.model, safe='')}", sent.body, headers)
+        if self.timed:
+            headers[ASKED] = "1"
+        path = urlsplit(self.url).path.rstrip("/") or f"/predictions/{quote(self.model, safe='')}"
+        connection.request("POST", path, sent.body, headers)
         answer = connection.getresponse()
-        return answer.status, answer.read()
+        stages = read_timing(answer.headers.get(TOLD, "")) if self.timed else {}
+        return Answer(answer.status, answer.read(), stages)
 
     def check(self, sent: Sent) -> None:
         """Send one request; raises MedadError with the server's words unless it is answered 200."""
         connection = self.connect()
         try:
-            status, said = self.send(connection, sent)
+            status, said, _ = self.send(connection, sent)
         except (OSError, HTTPException) as error:
             raise MedadError(f"no server answers at {self.url} ({error})", "Start one: medad-serve serve") from None
         finally:
@@ -86,6 +103,9 @@ class Load:
     p50: float
     p95: float
     p99: float
+    mean: float
+    stages: dict[str, float]
+    """Mean milliseconds by stage, as the server told them."""
     errors: dict[str, int]
     """By status and the server's words, or ``no answer``."""
 
@@ -109,9 +129,12 @@ def put_load(target: Target, bodies: Sequence[Sent], clients: int, seconds: floa
     with ThreadPoolExecutor(clients) as pool:
         parts = list(pool.map(lambda _: _client(target, bodies_in_turn()), range(clients)))
     taken = time.perf_counter() - start
-    errors = sum((errors for _, errors in parts), Counter[str]())
-    latencies = np.array([ms for latencies, _ in parts for ms in latencies])
+    errors = sum((part.errors for part in parts), Counter[str]())
+    latencies = np.array([ms for part in parts for ms in part.latencies])
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99]) if len(latencies) else [float("nan")] * 3
+    stages: dict[str, float] = {}
+    for stage, ms in (entry for part in parts for entry in part.stages.items()):
+        stages[stage] = stages.get(stage, 0.0) + ms
     return Load(
         clients=clients,
         seconds=taken,
@@ -120,29 +143,41 @@ def put_load(target: Target, bodies: Sequence[Sent], clients: int, seconds: floa
         p50=float(p50),
         p95=float(p95),
         p99=float(p99),
+        mean=float(latencies.mean()) if len(latencies) else float("nan"),
+        stages={stage: ms / len(latencies) for stage, ms in stages.items()},
         errors=dict(errors),
     )
 
 
-def _client(target: Target, bodies: Iterator[Sent]) -> tuple[list[float], Counter[str]]:
-    latencies: list[float] = []
-    errors: Counter[str] = Counter()
+@dataclass
+class _Met:
+    """What one client met: milliseconds of each answer 200, their sums by stage, and what else was answered."""
+
+    latencies: list[float] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+def _client(target: Target, bodies: Iterator[Sent]) -> _Met:
+    met = _Met()
     connection = target.connect()
     for body in bodies:
         start = time.perf_counter()
         try:
-            status, said = target.send(connection, body)
+            answer = target.send(connection, body)
         except (OSError, HTTPException):
-            errors[NO_ANSWER] += 1
+            met.errors[NO_ANSWER] += 1
             connection.close()
             connection = target.connect()
             continue
-        if status == 200:
-            latencies.append((time.perf_counter() - start) * 1e3)
-        else:
-            errors[_words(status, said)] += 1
+        if answer.status != 200:
+            met.errors[_words(answer.status, answer.content)] += 1
+            continue
+        met.latencies.append((time.perf_counter() - start) * 1e3)
+        for stage, ms in answer.stages.items():
+            met.stages[stage] = met.stages.get(stage, 0.0) + ms
     connection.close()
-    return latencies, errors
+    return met
 
 
 def _words(status: int, said: bytes) -> str:

@@ -58,3 +58,12 @@ def test_a_refusal_is_told_in_the_servers_words() -> None:
         Target(f"http://127.0.0.1:{Ports.free().inference}", "m").check(Sent(b"x"))
     with pytest.raises(MedadError, match="is no address"):
         Target("localhost:8080", "m").check(Sent(b"x"))
+
+
+def test_stages_that_the_server_tells_are_averaged() -> None:
+    told = [Fault(status=200, headers={"Server-Timing": f"infer;dur={ms}, handle;dur={2 * ms}"}) for ms in (10, 20)]
+    with faulty_server(*told, *[Fault(status=200)] * 2, BUSY) as server:
+        load = put_load(Target(f"{server.url}/predict", timed=True), [Sent(b"x")], clients=1, seconds=0.3)
+    answered = load.requests - 1
+    assert load.errors == {"503: busy": 1}
+    assert load.stages == pytest.approx({"infer": 30 / answered, "handle": 60 / answered})

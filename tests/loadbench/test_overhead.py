@@ -6,31 +6,27 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
-from click.testing import CliRunner
 
-from medad_serve.cli.bench import bench
 from medad_serve.cli.items import Item
-from medad_serve.cli.loadbench import _print_overhead, _sent
-from medad_serve.loadbench import Footprint, Sent, find_frontend, measure_overhead, measure_series, serving
-from medad_serve.loadbench.overhead import MODEL, NOOP, Overhead, Serving
-
-
-@pytest.fixture(scope="module")
-def served(artifact: Path) -> Iterator[Serving]:
-    with serving(artifact, batch_size=4) as made:
-        yield made
+from medad_serve.cli.loadbench import _sent
+from medad_serve.cli.loadtables import overhead_table
+from medad_serve.loadbench import Footprint, Sent, find_frontend, measure_overhead, measure_series
+from medad_serve.loadbench.overhead import Overhead, mixed
+from medad_serve.loadbench.served import MODEL, NOOP, Serving
 
 
 @pytest.mark.server
 def test_the_no_op_handler_is_served_as_the_model_is(served: Serving) -> None:
     configs = []
+    key = json.loads(served.server.key_file.read_text())["management"]["key"]
     for name in (MODEL, NOOP):
-        described = served.server._manage(f"/models/{name}", "management").json()[0]
+        url = f"{served.server.url('management')}/models/{name}"
+        described = httpx.get(url, headers={"Authorization": f"Bearer {key}"}, trust_env=False).json()[0]
         configs.append({key: described[key] for key in ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay")})
     assert configs[0] == configs[1]
     assert configs[0]["batchSize"] == 4
@@ -53,21 +49,6 @@ def test_a_series_is_one_request(served: Serving, dicom_files: list[Path]) -> No
     assert speed.slices == 2
     assert 0 < speed.http < speed.in_process * 2
     assert speed.in_process_cpu_ms > 0
-
-
-@pytest.mark.server
-def test_load_on_a_running_server_tells_its_memory(served: Serving, dicom_files: list[Path]) -> None:
-    url = served.server.url("inference")
-    asked = [*map(str, dicom_files[:2]), "--http", url, "--model", MODEL, "--key-file", str(served.server.key_file)]
-    done = CliRunner().invoke(bench, [*asked, "--clients", "1,3", "--seconds", "0.5", "--json"])
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert [load["clients"] for load in found["load"]] == [1, 3]
-    assert all(load["requests"] > 0 and load["errors"] == {} for load in found["load"])
-    resident = sum(p.memory_info().rss for p in served.frontend.children(recursive=True)) / 2**20
-    assert found["memory"]["after"]["workers_mib"] == pytest.approx(resident, rel=0.2)
-    table = CliRunner().invoke(bench, [*asked, "--clients", "1", "--seconds", "0.2"])
-    assert "resident memory" in table.output
 
 
 @pytest.mark.server
@@ -99,18 +80,17 @@ def test_processor_time_counts_the_living_and_the_dead() -> None:
     assert 5 < found.frontend_mib < 50
 
 
-def test_the_ratio_is_of_the_sum(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_ratio_is_of_the_sum() -> None:
     cost = Overhead(clients=16, requests=1, noop_ms=1, decode_ms=2, infer_ms=0.5, handler_ms=4.2)
     assert cost.parts_ms == 3.5
     assert cost.ratio == pytest.approx(1.2)
-    _print_overhead({"overhead": {**vars(cost), "parts_ms": cost.parts_ms, "ratio": cost.ratio}})
-    assert "4.20  (1.20 x the sum)" in capsys.readouterr().out
+    rows = {row[0]: row[1:] for row in overhead_table(cost).rows}
+    assert rows["handler"] == (4.2, pytest.approx(1.2))
+    assert rows["sum of the parts"] == (3.5, 1)
 
 
-@pytest.mark.parametrize("clients", ["0", "1,x", "-1"])
-def test_numbers_of_clients_are_checked(clients: str) -> None:
-    assert CliRunner().invoke(bench, ["--http", "http://127.0.0.1:1", "--clients", clients]).exit_code == 2
-
-
-def test_load_needs_a_model() -> None:
-    assert CliRunner().invoke(bench, ["--http", "http://127.0.0.1:1"]).exit_code == 2
+def test_the_parts_run_in_batches_of_the_sizes_that_were_served() -> None:
+    sizes = list(mixed({8: 6, 1: 2, 3: 1}))
+    assert sorted(sizes) == [1, 1, 3, 8, 8, 8, 8, 8, 8]
+    assert sizes[:3] != [8, 8, 8] != sizes[-3:]  # mixed, as they came
+    assert list(mixed({})) == []
