@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +32,7 @@ from medad_serve.export.store import (
     verify,
 )
 from medad_serve.files import sha256, write_whole
+from medad_serve.io import Limits
 from medad_serve.spec import Manifest, full_name
 
 try:
@@ -54,12 +55,14 @@ def archive(
     batch_size: int = 8,
     max_batch_delay_ms: int = 1,
     response_timeout_s: int = 120,
+    limits: Mapping[str, int | str] | None = None,
 ) -> Path:
     """Write ``<store>/<name>.mar`` and its digest into the store's index, replacing an older one at the end.
 
     ``runtime`` and ``workers`` None take what was tuned, else onnxruntime and one. The graph of that variant is
-    packed; the manifest inside covers handler and model configuration too. Raises MedadError for an artifact that
-    does not verify, a runtime that it was not exported for, or a name that cannot be part of a URL.
+    packed; the manifest inside covers handler and model configuration too. ``limits`` are those of
+    :class:`~medad_serve.io.Limits` that differ from the built-in ones. Raises MedadError for an artifact that does
+    not verify, a runtime that it was not exported for, a limit that is none, or a name that cannot be part of a URL.
     """
     manifest = load_manifest(artifact)
     name = name or manifest.name
@@ -67,6 +70,9 @@ def archive(
     variant = full_name(runtime or manifest.default_variant)
     manifest.calibration_of(variant, artifact)
     workers = workers or (manifest.tuning.workers if manifest.tuning and manifest.tuning.variant == variant else 1)
+    handler: dict[str, Any] = {"runtime": variant}
+    if limits:
+        handler["limits"] = Limits.of(limits, {}).model_dump(include=set(limits))
     store.mkdir(parents=True, exist_ok=True)
     _settle(store)
     config = {
@@ -76,7 +82,7 @@ def archive(
         "maxBatchDelay": max_batch_delay_ms,
         "responseTimeout": response_timeout_s,
         "startupTimeout": STARTUP_TIMEOUT_S,
-        "handler": {"runtime": variant, "max_answer_bytes": _max_answer_bytes(store)},
+        "handler": {**handler, "max_answer_bytes": _max_answer_bytes(store)},
     }
     with _locked(store), tempfile.TemporaryDirectory(prefix=BESIDE, dir=store) as beside:
         stage = Path(beside)

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from medad_serve.artifact import GRAPHS, MANIFEST, graph_of, parse_manifest
 from medad_serve.errors import MedadError
+from medad_serve.io import DEFAULT_LIMITS, Limits
 from medad_serve.spec import Frozen, Manifest, full_name, validated
 
 HANDLER = "medad_handler.py"
@@ -42,6 +43,7 @@ class HandlerConfig(Frozen):
 
     runtime: str = "onnx"
     max_answer_bytes: int = Field(0, ge=0)
+    limits: Limits = DEFAULT_LIMITS
 
     @field_validator("runtime")
     @classmethod

@@ -23,7 +23,7 @@ from medad_serve.serving.isolation import open_decoder
 from medad_serve.serving.requests import Request, encode_answer, read_request
 from medad_serve.serving.resources import cores
 from medad_serve.serving.timing import ASKED, TOLD, Laps
-from medad_serve.serving.watch import Watch
+from medad_serve.serving.watch import NO_LOSSES, Watch
 
 logger = logging.getLogger(__name__)
 DEFAULT_ANSWER_BYTES = 6_553_500
@@ -48,12 +48,13 @@ class MedadHandler:
         self.max_answer_bytes = int(settings.get("max_answer_bytes", DEFAULT_ANSWER_BYTES))
         timeout = float(config.get("responseTimeout", DEFAULT_RESPONSE_TIMEOUT_S))
         self.seconds = SHARE * timeout
+        self.decoder = open_decoder(response_timeout_s=timeout, workers=workers, limits=self.limits)
         self.predictor = Predictor.load(
             Path(context.system_properties["model_dir"]),
-            runtime=settings.get("runtime", "onnx"),
+            runtime=settings.get("runtime"),
             threads=threads,
             device="cpu" if gpu is None else f"cuda:{gpu}",
-            decoder=open_decoder(response_timeout_s=timeout, workers=workers, limits=self.limits),
+            decoder=self.decoder,
             limits=self.limits,
         )
         self.predictor.warm_up()
@@ -86,7 +87,8 @@ class MedadHandler:
                 logger.error("answered 500: %s", answer.message)
             told.append((int(status), answer))
             bodies.append(body)
-        self.watch.record(told, _milliseconds(answers.values()), len(data))
+        losses = self.decoder.losses if self.decoder else NO_LOSSES
+        self.watch.record(told, _milliseconds(answers.values()), len(data), losses)
         _tell_times(context, laps, told)
         return bodies
 

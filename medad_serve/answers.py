@@ -33,6 +33,8 @@ class Item:
     prepared: Prepared
     options: Options
     timing: dict[str, float]
+    sources: tuple[int, ...] = ()
+    """Of its slices, as :attr:`Facts.sources`; empty where there are none."""
 
     @property
     def held_bytes(self) -> int:
@@ -82,8 +84,8 @@ class Answers:
             policy=whole.policy,
             anomalous=whole.anomalous,
             **{name: float(values[highest]) for name, values in details.items()},
-            slices=_item_results(each, details) if is_patient and not regions else None,
-            regions=_item_results(each, details, regions) if regions else None,
+            slices=_item_results(each, details, sources=item.sources) if is_patient and not regions else None,
+            regions=_item_results(each, details, regions=regions) if regions else None,
             heatmap=None if found.heatmap is None else self._heatmap(item, found.heatmap, highest),
             input=item.facts,
             warnings=item.warnings,
@@ -124,16 +126,21 @@ class Answers:
 
 
 def _item_results(
-    decisions: list[Decision], details: dict[str, NDArray[np.float64]], regions: tuple[str, ...] = ()
+    decisions: list[Decision],
+    details: dict[str, NDArray[np.float64]],
+    *,
+    regions: tuple[str, ...] = (),
+    sources: tuple[int, ...] = (),
 ) -> tuple[ItemResult, ...]:
     return tuple(
         ItemResult(
             index=i,
+            source=source,
             region=name,
             score=d.score,
             p_value=d.p_value,
             anomalous=d.anomalous,
             **{detail: float(values[i]) for detail, values in details.items()},
         )
-        for i, (d, name) in enumerate(zip_longest(decisions, regions))
+        for i, (d, name, source) in enumerate(zip_longest(decisions, regions, sources))
     )

@@ -30,7 +30,7 @@ from medad_serve.prep.geometry import Plane, Volume
 from medad_serve.result import HeatmapFormat, InputFacts, ItemResult, Options, Result
 from medad_serve.runtime import open_runtime
 from medad_serve.scoring import Rows, Scorer
-from medad_serve.spec import Calibration, Manifest, Window
+from medad_serve.spec import Calibration, Manifest, Window, full_name
 
 __all__ = ["Decoder", "HeatmapFormat", "ItemResult", "Options", "Predictor", "Result", "Source"]
 
@@ -81,12 +81,14 @@ class Predictor:
     """A verified artifact with its runtime open; thread-safe where runtime (onnxruntime, torch) and decoder are."""
 
     def __init__(
-        self, directory: Path, *, runtime: str, threads: int, device: str, decoder: Decoder | None, limits: Limits
+        self, directory: Path, *, runtime: str | None, threads: int, device: str, decoder: Decoder | None, limits: Limits
     ) -> None:
         self.manifest: Manifest = load_manifest(directory)
-        self.calibration: Calibration = self.manifest.calibration_of(runtime, directory)
+        self.variant = full_name(runtime or self.manifest.default_variant)
+        self.calibration: Calibration = self.manifest.calibration_of(self.variant, directory)
         names = [o.name for o in self.manifest.outputs]
-        self.runtime = open_runtime(directory, runtime, names, threads=threads, device=device)
+        session = self.manifest.session_of(self.variant)
+        self.runtime = open_runtime(directory, self.variant, names, threads=threads, device=device, session=session)
         self.limits = limits
         self.decoder: Decoder = decoder or self._decode_here
         self.details = [name for name in DETAILS if name in names]
@@ -99,15 +101,15 @@ class Predictor:
         cls,
         artifact: Path,
         *,
-        runtime: str = "onnx",
+        runtime: str | None = None,
         threads: int = 0,
         device: str = "cpu",
         decoder: Decoder | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> Predictor:
-        """Open an artifact directory; ``decoder`` None decodes in this process, bound by ``limits`` alone.
+        """Open an artifact directory with a variant such as ``onnx`` or ``openvino/int8``; None takes the tuned one.
 
-        Raises MedadError naming what is missing or altered.
+        ``decoder`` None decodes in this process, bound by ``limits`` alone. Raises MedadError naming what is missing or altered.
         """
         return cls(artifact, runtime=runtime, threads=threads, device=device, decoder=decoder, limits=limits)
 
@@ -238,6 +240,7 @@ class Predictor:
             prepared=prepared,
             options=options,
             timing={"decode": decode_ms, "prepare": (time.perf_counter() - start) * 1e3},
+            sources=() if self.manifest.prep.is_volume else pixels.facts.sources,
         )
 
     def _check_time(self, batch: _Batch, pixels: Pixels, decode_ms: float) -> None:

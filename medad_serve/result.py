@@ -22,6 +22,8 @@ class ItemResult(Frozen):
     """One slice of a series (in anatomical order where positions are known), or one labelled region of a scan."""
 
     index: int
+    source: int | None = None
+    """Of a slice that came in a file of its own: the place of that file among those sent, from 0."""
     region: str | None = None
     """Name of the region, e.g. ``L3``."""
     score: float

@@ -93,12 +93,22 @@ def test_a_multi_frame_file_gets_a_patient_decision(predictor: Predictor, make_c
     answer = predictor.predict([_bytes(ds)])[0]
     alone = [predictor.predict([_bytes(make_ct(f))])[0] for f in frames]
     assert answer.level == "patient"
+    assert {s.source for s in answer.slices} == {None}
     assert [s.score for s in answer.slices] == [a.score for a in alone]
     assert [s.anomalous for s in answer.slices] == [a.anomalous for a in alone]
     assert answer.score == max(a.score for a in alone)
     level = predictor.calibration.patient
     assert answer.cutoff == next(c.value for c in level.cutoffs if c.policy == answer.policy)
     assert any("calibrated on patients with 2 to 2" in w for w in answer.warnings)
+
+
+def test_a_slice_tells_which_of_the_files_sent_it_came_in(predictor: Predictor, make_ct, make_slice) -> None:
+    slices = [_bytes(make_ct(make_slice(n), instance=n)) for n in range(1, 6)]
+    order = [3, 0, 4, 1, 2]
+    alone = {n: predictor.predict([slices[n]])[0].score for n in range(5)}
+    answer = predictor.predict([(*(slices[n] for n in order), b"no image")])[0]
+    assert [part.score for part in answer.slices] == [alone[n] for n in range(5)]
+    assert [order[part.source] for part in answer.slices] == [0, 1, 2, 3, 4]
 
 
 def test_policy_is_chosen_among_the_calibrated(predictor: Predictor, good: list[bytes]) -> None:

@@ -60,5 +60,7 @@ def _facts(found: Verified) -> Iterator[tuple[str, str]]:
         yield "tuned", f"{manifest.tuning.variant} on {manifest.tuning.machine}"
     batches = f"batches of {config.batchSize} within {config.maxBatchDelay} ms, {config.responseTimeout} s to answer"
     yield "served", f"{config.handler.runtime}, {config.minWorkers} to {config.maxWorkers} workers, {batches}"
+    if limits := config.handler.limits.model_dump(exclude_defaults=True):
+        yield "limits", ", ".join(f"{name}={value}" for name, value in limits.items())
     for file, size in sizes.items():
         yield "file", f"{file}, {size:,} bytes {manifest.files.get(file, '(no digest but that of the whole)')}"

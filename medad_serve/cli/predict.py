@@ -51,12 +51,14 @@ def predict(
 ) -> None:
     """Score FILES: with --model by a running server, with --artifact in this process.
 
-    A folder is one series, and so is each folder below it that holds files.
+    Of a folder, and each below it, the DICOM files of a series are scored together, and every other image or volume
+    by itself.
     """
     if (how["model"] is None) == (how["artifact"] is None):
         raise click.UsageError("Give either --model NAME or --artifact DIR.")
     items = items_of(files, one_series=one_series)
     answers = (_in_process if how["artifact"] else _by_server)(items, heatmap_format if heatmap else "none", how)
+    answers = _naming_slices(items, answers)
     if heatmap:
         answers = _save_heatmaps(items, answers, heatmap)
     unanswered: list[int] = []
@@ -106,6 +108,17 @@ def _by_server(items: Sequence[Item], heatmap: HeatmapFormat, how: dict[str, Any
             policy=how["policy"],
             concurrency=how["concurrency"],
         )
+
+
+def _naming_slices(items: Iterable[Item], answers: Iterable[Answer]) -> Iterator[Answer]:
+    """Add to each slice the file that it came in: servers are sent none of their names and tell the place of each."""
+    for item, answer in zip(items, answers, strict=True):
+        if item.is_series and "slices" in answer:
+            names = dict(enumerate(map(str, item.files)))
+            files = [names.get(part.get("source")) for part in answer["slices"]]
+            slices = zip(answer["slices"], files, strict=True)
+            answer = {**answer, "slices": [{**part, "file": file} if file else part for part, file in slices]}
+        yield answer
 
 
 def _save_heatmaps(items: Sequence[Item], answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
@@ -160,11 +173,12 @@ def _print_table(items: Iterable[Item], answers: Iterable[Answer]) -> int:
             continue
         numbers = [f"{answer[key]:.4g}" for key in ("score", "p_value", "cutoff")]
         numbers += [f"{answer[key]:.4g}" if key in answer else "" for key in told]
-        table.add_row(escape(item.label), *numbers, "[bold]anomalous[/]" if answer["anomalous"] else "normal")
+        table.add_row(escape(item.label), *numbers, _decision(answer))
         for region in answer.get("regions", ()):
-            figures = [f"{region[key]:.4g}" for key in ("score", "p_value")]
-            decision = "[bold]anomalous[/]" if region["anomalous"] else "normal"
-            table.add_row(f"  {escape(region['region'])}", *figures, "", *untold, decision)
+            table.add_row(f"  {escape(region['region'])}", *_figures(region), "", *untold, _decision(region))
+        if slices := [part for part in answer.get("slices", ()) if "file" in part]:
+            highest = max(slices, key=lambda part: part["score"])
+            table.add_row(f"  highest: {escape(highest['file'])}", *_figures(highest), "", *untold, _decision(highest))
         notes |= dict.fromkeys(answer.get("warnings", ()))
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -175,6 +189,14 @@ def _print_table(items: Iterable[Item], answers: Iterable[Answer]) -> int:
     if stopped is not None:
         raise stopped
     return failed
+
+
+def _figures(part: Answer) -> list[str]:
+    return [f"{part[key]:.4g}" for key in ("score", "p_value")]
+
+
+def _decision(part: Answer) -> str:
+    return "[bold]anomalous[/]" if part["anomalous"] else "normal"
 
 
 def _collected(answers: Iterable[Answer]) -> tuple[list[Answer], BaseException | None]:

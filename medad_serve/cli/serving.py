@@ -21,6 +21,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Most requests in one batch.")
 @click.option("--max-batch-delay", type=click.IntRange(0), default=1, show_default=True, help="Milliseconds.")
 @click.option("--response-timeout", type=click.IntRange(1), default=120, show_default=True, help="Seconds.")
+@click.option(
+    "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Of what one request may hold, e.g. max_frames=512."
+)
 def archive(
     artifact: Path,
     store: Path,
@@ -30,6 +33,7 @@ def archive(
     batch_size: int,
     max_batch_delay: int,
     response_timeout: int,
+    limits: tuple[str, ...],
 ) -> None:
     """Pack ARTIFACT, an exported model or the run that it lies in, as a .mar file for TorchServe."""
     from medad_serve.artifact import locate
@@ -44,8 +48,16 @@ def archive(
         batch_size=batch_size,
         max_batch_delay_ms=max_batch_delay,
         response_timeout_s=response_timeout,
+        limits=dict(_name_and_value(limit) for limit in limits),
     )
     click.echo(mar)
+
+
+def _name_and_value(limit: str) -> tuple[str, str]:
+    name, equals, value = limit.partition("=")
+    if not equals:
+        raise click.UsageError(f"--limit takes NAME=VALUE, e.g. max_frames=512, not {limit!r}.")
+    return name, value
 
 
 @click.command("java-home")

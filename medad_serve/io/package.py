@@ -37,10 +37,10 @@ def decode_members(members: list[bytes], limits: Limits) -> Pixels:
             a mask that does not belong to the scan.
     """
     volumes = [member for member in members if _is_volume(member)]
-    others = [member for member in members if not _is_volume(member)]
+    others = {place: member for place, member in enumerate(members) if not _is_volume(member)}
     if not volumes:
         return decode_series(others, limits)
-    has_series = any(map(is_dicom, others))
+    has_series = any(map(is_dicom, others.values()))
     if len(volumes) + has_series > 2 or (len(volumes) + has_series == 2 and any(v.startswith(NPY) for v in volumes)):
         raise InputError(422, "the files are more than one volume and its label mask", _ONE)
     if has_series:

@@ -45,6 +45,8 @@ class Facts:
     """Of a DICOM image: Image Position (Patient) of every frame, LPS mm; empty where a frame does not say."""
     axes: Axes | None = None
     """Of a DICOM image: Image Orientation (Patient), where it is one for all frames."""
+    sources: tuple[int, ...] = ()
+    """Of every frame of files sent together: the place of its file among them, from 0; empty for one file."""
     uneven: str = ""
     """What keeps frames whose places are known from being an even volume, e.g. ``2 slices are missing``."""
     series: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -19,13 +19,14 @@ from medad_serve.io.pixels import Axes, Pixels
 _SAME_DIRECTION = 1e-3
 
 
-def decode_series(members: list[bytes], limits: Limits) -> Pixels:
+def decode_series(members: Mapping[int, bytes], limits: Limits) -> Pixels:
     """Decode DICOM slices into one stack ``(frames, H, W)``, ordered along the slice normal.
 
     Localisers are left out; of the others the series, orientation and size with most slices is kept, and one
     slice of each place. Whatever is left out is counted in ``facts.notes``, and so are slices that are missing.
     Slices that state no place keep the order given. Where slices differ in spacing or windows, those of the
-    first hold. The affine is that of the slices kept, where they lie evenly.
+    first hold. The affine is that of the slices kept, where they lie evenly. ``members`` are given by their places
+    among the files sent, which ``facts.sources`` tells again of every frame.
 
     Raises:
         InputError: 400 no member is a readable image, 413 too many values.
@@ -41,21 +42,22 @@ def decode_series(members: list[bytes], limits: Limits) -> Pixels:
     return _stack(_in_order(kept, notes), notes)
 
 
-def _decode_all(members: list[bytes], limits: Limits) -> tuple[list[Pixels], Counter[str]]:
+def _decode_all(members: Mapping[int, bytes], limits: Limits) -> tuple[list[Pixels], Counter[str]]:
     """Return what decodes, and how many members do not, by reason."""
     slices: list[Pixels] = []
     refusals: Counter[str] = Counter()
     values = frames = 0
-    for member in members:
+    for place, member in members.items():
         try:
             if not is_dicom(member):
                 raise InputError(415, "it is no DICOM file")
-            slices.append(decode_dicom(member, limits))
+            pixels = decode_dicom(member, limits)
         except InputError as error:
             refusals[error.message] += 1
             continue
-        values += slices[-1].array.size
-        frames += slices[-1].frames
+        slices.append(replace(pixels, facts=replace(pixels.facts, sources=(place,) * pixels.frames)))
+        values += pixels.array.size
+        frames += pixels.frames
         if values > limits.max_values or frames > limits.max_frames:
             fault = f"the files hold more than {limits.max_values} values or {limits.max_frames} frames"
             raise InputError(413, fault, "Send fewer files")
@@ -142,6 +144,7 @@ def _stack(slices: list[Pixels], notes: list[str]) -> Pixels:
         stored_range=(min(low for low, _ in ranges), max(high for _, high in ranges)),
         notes=tuple(dict.fromkeys((*notes, *inner))),
         origins=origins,
+        sources=tuple(source for pixels in slices for source in pixels.facts.sources),
         uneven=uneven,
     )
     padding = None

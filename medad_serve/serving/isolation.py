@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from medad_serve.deadline import NEVER, Deadline, Postponed
 from medad_serve.errors import InputError
@@ -39,6 +40,9 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
 }
 _KILLED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
+
+
+Loss = Literal["hung", "died", "nonsense"]
 
 
 class IsolatedDecoder:
@@ -64,7 +68,7 @@ class IsolatedDecoder:
         self.limits = limits
         self.module = module
         self.losses: Counter[str] = Counter()
-        """How many decoder processes were lost, by how: ``hung``, ``died (<status>)``, ``made no sense``."""
+        """How many decoder processes were lost, by how."""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
@@ -171,18 +175,17 @@ class IsolatedDecoder:
         self._waited_s += waited
         return waited
 
-    def _lost(self, how: str) -> int | None:
+    def _lost(self, how: Loss) -> int | None:
         """Count and log a lost process, and start the next; return the status of one that died by itself."""
         status = None
         if self._process is not None and how == "died":
             try:
                 status = self._process.wait(1)  # its end of the socket closes just before it is gone
-                how = f"died ({status})"
             except subprocess.TimeoutExpired:
-                how = "made no sense"
+                how = "nonsense"
         self._end()
         self.losses[how] += 1
-        logger.warning("a decoder process %s and was replaced", how)
+        logger.warning("a decoder process was lost and replaced: %s, status %s", how, status)
         with suppress(OSError):  # the next file tries again
             self._start()
         return status

@@ -75,14 +75,12 @@ def encode_reply(reply: Pixels | InputError) -> tuple[bytes, list[memoryview]]:
     if isinstance(reply, InputError):
         refused = _Refused(code=int(reply.code), message=reply.message, hint=reply.hint)
         return refused.model_dump_json().encode(), []
-    facts, lut = reply.facts, None
-    if isinstance(facts.voi, Lut):
-        facts, lut = replace(facts, voi=None), facts.voi
+    lut = reply.facts.voi if isinstance(reply.facts.voi, Lut) else None
     given: dict[_Part, NDArray[Any] | None] = {
         "padding": None if reply.padding is None else np.packbits(reply.padding),
         "affine": reply.affine,
         "labels": reply.labels,
-        "lut": lut and lut.entries,
+        "lut": None if lut is None else lut.entries,
     }
     arrays = {name: array for name, array in given.items() if array is not None}
     head = _Decoded(
@@ -91,8 +89,8 @@ def encode_reply(reply: Pixels | InputError) -> tuple[bytes, list[memoryview]]:
         kind=reply.kind,
         inverted=reply.inverted,
         spacing_mm=reply.spacing_mm,
-        facts=facts,
-        table=lut and _Table(first=lut.first, bits=lut.bits),
+        facts=reply.facts if lut is None else replace(reply.facts, voi=None),
+        table=None if lut is None else _Table(first=lut.first, bits=lut.bits),
     )
     views = [_bytes(reply.array, np.float32), *(_bytes(array, _TYPES[name]) for name, array in arrays.items())]
     return head.model_dump_json().encode(), views
@@ -122,6 +120,8 @@ def decode_reply(body: bytes, views: Sequence[memoryview], limits: Limits) -> Pi
     if "padding" in found:
         found["padding"] = np.unpackbits(found["padding"], count=array.size).view(np.bool_).reshape(array.shape)
     facts, entries = head.facts, found.pop("lut", None)
+    if len(facts.sources) not in (0, len(array)):
+        raise ValueError("the reply names other files than frames")
     if (head.table is None) != (entries is None) or (head.table is not None and facts.voi is not None):
         raise ValueError("the reply holds half a lookup table")
     if head.table is not None and entries is not None:
@@ -130,7 +130,7 @@ def decode_reply(body: bytes, views: Sequence[memoryview], limits: Limits) -> Pi
 
 
 def _bytes(array: NDArray[Any], kind: type[np.generic]) -> memoryview:
-    return memoryview(np.ascontiguousarray(array, kind).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array, kind).reshape(-1).view(np.uint8).data
 
 
 def _check_shape(shape: tuple[int, ...], limits: Limits) -> None:

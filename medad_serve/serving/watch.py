@@ -21,30 +21,16 @@ from typing import Any, Literal
 
 from medad_serve.errors import InputError, place_of
 from medad_serve.predictor import Result
-from medad_serve.serving.drift import Drift, DriftWindow
+from medad_serve.serving.drift import DriftWindow
 from medad_serve.spec import Calibration, LevelCalibration
 
 logger = logging.getLogger(__name__)
 
 Answers = Sequence[tuple[int, Result | InputError]]
 Band = Literal["low", "middle", "anomalous"]
+NO_LOSSES: Mapping[str, int] = {}
 EVERY_S = 2.0
 """Seconds between two rounds of gauges."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a worker has answered since it started."""
-
-    requests: dict[int, int]
-    """By HTTP status."""
-    batches: dict[int, int]
-    """By number of requests in the batch."""
-    milliseconds: dict[str, float]
-    """By stage."""
-    bands: dict[Band, int]
-    """Answers by score: below the median of the calibration's normals, up to the cutoff, and from there on."""
-    drift: Drift
 
 
 class Watch:
@@ -59,10 +45,7 @@ class Watch:
         self.window = DriftWindow(calibration.item)
         self.every_s = every_s
         self.told = -every_s
-        self.requests: Counter[int] = Counter()
-        self.batches: Counter[int] = Counter()
-        self.milliseconds: dict[str, float] = {}
-        self.bands: Counter[Band] = Counter()
+        self.losses: Counter[str] = Counter()
         cache = getattr(metrics, "cache", {})
         self.metrics = {name: metric for group in cache.values() for name, metric in group.items()}
         self.model = str(getattr(metrics, "model_name", ""))
@@ -72,27 +55,23 @@ class Watch:
         except Exception as error:  # as in record
             _log_fault(error)
 
-    def record(self, answers: Answers, batch_ms: Mapping[str, float], batch: int) -> None:
-        """Count one batch: status and answer of each item, milliseconds by stage, requests in the batch."""
+    def record(
+        self, answers: Answers, batch_ms: Mapping[str, float], batch: int, losses: Mapping[str, int] = NO_LOSSES
+    ) -> None:
+        """Count one batch: status and answer of each item, milliseconds by stage, requests in the batch.
+
+        ``losses`` are those of decoder processes since the worker started, by how they were lost.
+        """
         try:
             self._record(answers, batch_ms, batch)
+            self._tell_losses(losses)
         except Exception as error:  # the answers are there: watching must not cost them
             _log_fault(error)
-
-    def summary(self) -> Summary:
-        """Return everything counted so far."""
-        return Summary(
-            dict(self.requests), dict(self.batches), dict(self.milliseconds), dict(self.bands), self.window.state()
-        )
 
     def _record(self, answers: Answers, batch_ms: Mapping[str, float], batch: int) -> None:
         codes = Counter(int(code) for code, _ in answers)
         bands = Counter(self._take(answer) for _, answer in answers if isinstance(answer, Result))
-        self.requests += codes
-        self.batches[batch] += 1
-        self.bands += bands
         for stage, ms in batch_ms.items():
-            self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + ms
             self._tell("medad_stage_milliseconds_total", ms, stage)
         for code, count in codes.items():
             self._tell("medad_requests_total", count, code)
@@ -101,6 +80,12 @@ class Watch:
         self._tell("medad_batches_total", 1, batch)
         if time.monotonic() - self.told >= self.every_s:
             self._tell_gauges()
+
+    def _tell_losses(self, losses: Mapping[str, int]) -> None:
+        now = Counter(losses)
+        for how, count in (now - self.losses).items():
+            self._tell("medad_decoder_losses_total", count, how)
+        self.losses = now
 
     def _take(self, answer: Result) -> Band:
         """Put one answer into the window; return its band."""

@@ -29,6 +29,25 @@ def test_slices_are_ordered_along_the_normal(make_zip: Any, slices: list[bytes])
     assert pixels.facts.notes == ()
 
 
+def test_every_frame_tells_the_file_that_it_came_in(
+    make_zip: Any, make_dicom: Any, slice_16: Any, slices: list[bytes]
+) -> None:
+    sent = [slices[3], b"no image", slices[0], slices[4], slices[0], slices[1], slices[2]]
+    two = make_dicom(
+        np.stack([slice_16, slice_16]),
+        NumberOfFrames=2,
+        SeriesInstanceUID="1.2.3",
+        ImagePositionPatient=[0, 0, 99],
+        ImageOrientationPatient=AXIAL,
+    )
+    for given in (make_zip(sent), tuple(sent)):
+        pixels = decode(given)
+        assert pixels.facts.sources == (2, 5, 6, 0, 3)
+        assert [pixels.array[frame, 0, 0] for frame in range(5)] == [0, 1, 2, 3, 4]
+    assert decode((b"no image", two)).facts.sources == (1, 1)
+    assert decode(two).facts.sources == decode(slices[0]).facts.sources == ()
+
+
 def test_reversed_normal_turns_the_order(make_zip: Any, make_dicom: Any, slice_16: Any) -> None:
     turned = [-1, 0, 0, 0, 1, 0]
     tags = [{"ImagePositionPatient": [0, 0, z], "ImageOrientationPatient": turned} for z in (0, 5)]

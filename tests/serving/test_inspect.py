@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import struct
 import time
 import tracemalloc
@@ -18,6 +19,7 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ts.context import Context
 
 from medad_serve.artifact import load_manifest
 from medad_serve.cli.main import cli
@@ -25,6 +27,8 @@ from medad_serve.errors import MedadError
 from medad_serve.export.inspection import HANDLER, MAX_TEXT, MODEL_CONFIG, TORCHSERVE_MANIFEST, read_archive
 from medad_serve.export.store import INDEX, inspect, installed_handler
 from medad_serve.files import sha256
+from medad_serve.handlers.medad_handler import MedadHandler
+from medad_serve.io import Limits
 
 MANIFEST = "medad.json"
 CONFIG = {
@@ -245,12 +249,36 @@ def test_a_torchserve_manifest_of_other_shape_is_refused(
         yaml.safe_dump({**CONFIG, "parallelType": "pp"}).encode(),
         yaml.safe_dump({**CONFIG, "minWorkers": "many"}).encode(),
         yaml.safe_dump({**CONFIG, "handler": {"runtime": ["onnx"]}}).encode(),
+        yaml.safe_dump({**CONFIG, "handler": {"limits": {"max_frames": 0}}}).encode(),
+        yaml.safe_dump({**CONFIG, "handler": {"limits": {"max_fame": 1}}}).encode(),
+        yaml.safe_dump({**CONFIG, "handler": {"limits": ["max_frames"]}}).encode(),
     ],
 )
 def test_a_model_configuration_that_archive_would_not_write_is_refused(
     members: Members, write: Callable[[bytes], Path], text: bytes
 ) -> None:
     refusal(write(pack(covered(members, **{MODEL_CONFIG: text}))))
+
+
+def test_limits_that_were_archived_are_shown_and_those_of_no_input_refused(artifact: Path, tmp_path: Path) -> None:
+    pack = ["archive", str(artifact), "--store", str(tmp_path), "--name", "m"]
+    made = CliRunner().invoke(cli, [*pack, "--limit", "max_frames=512", "--limit", "max_bytes=100000"])
+    assert made.exit_code == 0, made.output
+    shown = CliRunner().invoke(cli, ["inspect", str(tmp_path / "m.mar")])
+    assert re.search("^limits +max_bytes=100000, max_frames=512$", shown.output, re.MULTILINE)
+    handler = MedadHandler()
+    with zipfile.ZipFile(tmp_path / "m.mar") as packed:
+        packed.extractall(tmp_path / "m")
+    config = yaml.safe_load((tmp_path / "m" / MODEL_CONFIG).read_text())
+    assert config["handler"]["limits"] == {"max_bytes": 100000, "max_frames": 512}
+    handler.initialize(Context("m", str(tmp_path / "m"), {}, 8, None, "0.12.0", model_yaml_config=config))
+    assert handler.decoder is not None
+    handler.decoder.close()
+    assert handler.limits == handler.decoder.limits == Limits(max_bytes=100000, max_frames=512)
+    for limit in ("max_frames", "max_frames=0", "max_frames=many", "max_fame=5"):
+        refused = CliRunner().invoke(cli, [*pack, "--limit", limit])
+        assert refused.exit_code
+        assert "max_f" in refused.output + str(refused.exception)
 
 
 def test_nothing_of_an_archive_reaches_the_terminal_raw(members: Members, write: Callable[[bytes], Path]) -> None:

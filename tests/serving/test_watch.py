@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
+import pydicom
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -92,26 +95,52 @@ def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[str, floa
     return take
 
 
-def test_everything_is_counted(calibration: Calibration) -> None:
-    watch = Watch(calibration)
+def test_everything_is_counted(calibration: Calibration, lines: Callable[[], list[tuple[str, float, str]]]) -> None:
+    watch = Watch(calibration, metrics_of(OURS), every_s=3600)
+    lines()
     fault = InputError(422, "not usable")
     watch.record([(200, result(5)), (200, result(30)), (422, fault), (200, result(39))], STAGES, 4)
-    watch.record([(400, fault)], {"decode": 1.0}, 1)
-    found = watch.summary()
-    assert found.requests == {200: 3, 422: 1, 400: 1}
-    assert found.batches == {4: 1, 1: 1}
-    assert found.milliseconds == {"decode": 13.5, "prepare": 0.25, "infer": 40}
-    assert found.bands == {"low": 1, "middle": 1, "anomalous": 1}
-    assert found.drift.patients == 3
-    assert found.drift.share_anomalous == pytest.approx(1 / 3)
+    assert sorted(lines()) == [
+        ("medad_answers_total", 1, "model_name:m,band:anomalous"),
+        ("medad_answers_total", 1, "model_name:m,band:low"),
+        ("medad_answers_total", 1, "model_name:m,band:middle"),
+        ("medad_batches_total", 1, "model_name:m,size:4"),
+        ("medad_requests_total", 1, "model_name:m,code:422"),
+        ("medad_requests_total", 3, "model_name:m,code:200"),
+        ("medad_stage_milliseconds_total", 0.25, "model_name:m,stage:prepare"),
+        ("medad_stage_milliseconds_total", 12.5, "model_name:m,stage:decode"),
+        ("medad_stage_milliseconds_total", 40, "model_name:m,stage:infer"),
+    ]
+    assert watch.window.state().patients == 3
+    assert watch.window.state().share_anomalous == pytest.approx(1 / 3)
 
 
-def test_a_series_is_banded_as_a_patient_and_watched_by_its_slices(calibration: Calibration) -> None:
-    watch = Watch(calibration)
+def test_a_series_is_banded_as_a_patient_and_watched_by_its_slices(
+    calibration: Calibration, lines: Callable[[], list[tuple[str, float, str]]]
+) -> None:
+    watch = Watch(calibration, metrics_of(OURS), every_s=3600)
     watch.record([(200, result(110, slices=[3.0, 4.0]))], STAGES, 1)
-    assert watch.summary().bands == {"low": 1}
-    assert watch.summary().drift.patients == 1
+    assert ("medad_answers_total", 1, "model_name:m,band:low") in lines()
+    assert watch.window.state().patients == 1
     assert list(watch.window.entries[0].scores) == [3, 4]
+
+
+def test_losses_of_decoders_are_told_once(
+    calibration: Calibration, lines: Callable[[], list[tuple[str, float, str]]]
+) -> None:
+    watch = Watch(calibration, metrics_of(OURS), every_s=3600)
+    told = []
+    for losses in ({}, {"hung": 1}, {"hung": 1}, {"hung": 3, "died": 1}):
+        lines()
+        watch.record([], {}, 0, losses)
+        told.append([line for line in lines() if line[0] == "medad_decoder_losses_total"])
+    hung, died = "model_name:m,how:hung", "model_name:m,how:died"
+    assert [[(value, label) for _, value, label in each] for each in told] == [
+        [],
+        [(1, hung)],
+        [],
+        [(2, hung), (1, died)],
+    ]
 
 
 def test_lines_are_few_and_add_up(calibration: Calibration, lines: Callable[[], list[tuple[str, float, str]]]) -> None:
@@ -143,7 +172,7 @@ def test_gauges_come_at_the_start_and_then_by_the_clock(
     for score in range(40, 80):
         watch.record([(200, result(score % 30))], STAGES, 1)
     told = {name: value for name, value, labels in lines() if labels == "model_name:m,worker:0"}
-    state = watch.summary().drift
+    state = watch.window.state()
     assert told["medad_drift_patients"] == 40
     assert told["medad_drift_ks"] == pytest.approx(state.ks, abs=1e-6)
     assert told["medad_drift_psi_alarm_level"] == pytest.approx(state.psi_alarm_level, abs=1e-6)
@@ -162,7 +191,7 @@ def test_a_server_with_other_metrics_is_told_nothing(
     watch = Watch(calibration, metrics_of(torchserves()), every_s=0)
     watch.record([(200, result(2.0))], STAGES, 1)
     assert lines() == []
-    assert watch.summary().requests == {200: 1}
+    assert watch.window.state().patients == 1
 
 
 def test_a_fault_in_watching_costs_no_answer_and_quotes_none(
@@ -305,6 +334,29 @@ def test_prometheus_tells_what_two_workers_were_sent(server: Server, dicom_files
     shown = CliRunner().invoke(drift, ["--url", server.url("metrics")], catch_exceptions=False)
     assert all(re.search(rf"^probe +{worker} ", shown.output, re.MULTILINE) for worker in told)
     assert shown.exit_code == max(v for (name, _), v in found.items() if name == "medad_drift_alarm")
+
+
+@pytest.mark.server
+def test_a_decoder_that_is_killed_is_counted(server: Server, dicom_files: list[Path]) -> None:
+    decoders = [
+        process
+        for pid in workers(server).values()
+        for process in psutil.Process(pid).children()
+        if "medad_serve.serving.decoder_process" in process.cmdline()
+    ]
+    assert len(decoders) == 2
+    before = scrape(server).get(("medad_decoder_losses_total", "died"), 0)
+    for process in decoders:
+        process.kill()
+    rewritten = pydicom.dcmread(dicom_files[0])
+    rewritten.compress(pydicom.uid.RLELossless)
+    buffer = io.BytesIO()
+    rewritten.save_as(buffer)
+    with Client(server.url("inference"), key_file=server.key_file) as client:
+        answers = [*client.predict_many([buffer.getvalue()] * 16, "probe", concurrency=8)]
+    assert all("score" in answer for answer in answers)
+    after = settled(server, lambda told: told.get(("medad_decoder_losses_total", "died"), 0) > before)
+    assert 1 <= after["medad_decoder_losses_total", "died"] - before <= 2
 
 
 @pytest.mark.server
