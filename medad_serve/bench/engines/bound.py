@@ -40,7 +40,10 @@ class BoundSession(Session):
         bound = self._place(batch)
         bound.input.update_inplace(np.ascontiguousarray(batch))
         self._run(bound)
-        return {name: bound.outputs[name].numpy() for name in names}
+        found = {name: bound.outputs[name].numpy() for name in names}
+        if self.device == "cpu":  # what is told there is the place itself, and the next run writes over it
+            return {name: value.copy() for name, value in found.items()}
+        return found
 
     def resident(self, batch: FloatArray) -> Callable[[], object] | None:
         """Return a call on a batch that is in its place already."""
@@ -63,7 +66,8 @@ class BoundSession(Session):
         binding, options = self.session.io_binding(), ort.RunOptions()
         if self.graphs:  # one captured graph a batch size, told apart by a number
             options.add_run_config_entry("gpu_graph_id", str(len(self.placed) + 1))
-        place = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(batch), self.device, self.index)
+        own = batch.copy()  # on the host the place is the array itself, and later batches are written over it
+        place = ort.OrtValue.ortvalue_from_numpy(own, self.device, self.index)
         binding.bind_ortvalue_input(self.name, place)
         outputs = {}
         for name, shape in self.shapes.items():

@@ -1,0 +1,27 @@
+"""How far answers lie apart, and which decisions differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medad_serve.bench.agreement import compare
+
+
+def _outputs(score: list[float], codes: list[int]) -> dict[str, np.ndarray]:
+    return {
+        "score": np.array(score, np.float32),
+        "heatmap": np.tile(np.array(score, np.float32)[:, None, None, None], (1, 1, 2, 2)),
+        "codes": np.array(codes, np.int64),
+    }
+
+
+def test_differences_codes_and_flips_are_counted() -> None:
+    expected, found = _outputs([1.0, 2.0, 3.0], [5, 6, 7]), _outputs([1.0, 2.02, 3.0], [5, 6, 8])
+    names = ("score", "heatmap", "codes")
+    compared = compare(found, expected, names, cutoff=2.01, own_cutoff=2.01)
+    assert compared.items == 3
+    assert compared.relative_difference == pytest.approx(0.01, rel=1e-3)
+    assert compared.codes_differ == pytest.approx(1 / 3)
+    assert compared.flips == 1
+    assert compare(found, expected, names, cutoff=2.01, own_cutoff=2.03).flips == 0  # decided by its own calibration

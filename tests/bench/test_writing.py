@@ -1,0 +1,95 @@
+"""A report's folder: it reads back, and is whole or not there."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from medad_serve.bench import writing
+from medad_serve.bench.document import plot_name
+from medad_serve.bench.results import Report
+from medad_serve.bench.writing import CSV, PAGE, RECORD, write_report
+from medad_serve.errors import MedadError
+
+
+def _rows(markdown: str, heading: str) -> list[list[str]]:
+    """Cells of the table whose header begins with ``heading``."""
+    lines = markdown.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    table = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return [table[0], *table[2:]]
+
+
+def test_json_reads_back_as_the_report(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path / "out")
+    assert Report.model_validate_json((tmp_path / "out" / RECORD).read_bytes()) == report
+
+
+def test_csv_has_a_row_for_each_engine_and_batch(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path / "out")
+    with (tmp_path / "out" / CSV).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["engine"], r["precision"], r["batch"], float(r["p50_ms"])) for r in rows] == [
+        ("PyTorch eager", "float32", "1", 10),
+        ("PyTorch eager", "float32", "8", 80),
+        ("onnxruntime", "int8", "1", 2.5),
+        ("onnxruntime", "int8", "8", 20),
+    ]
+    assert {r["p99_ms"] for r in rows} == {""}
+    assert {float(r["peak_mib"]) for r in rows} == {100.5}
+
+
+def test_markdown_tables_hold_the_figures(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path / "out")
+    text = (tmp_path / "out" / PAGE).read_text()
+    header, *rows = _rows(text, "engine | batch")
+    assert dict(zip(header, rows[-1], strict=True)) == {
+        "engine": "onnxruntime int8",
+        "batch": "8",
+        "threads": "2",
+        "p50 ms": "20.0",
+        "p95 ms": "24.0",
+        "p99 ms": "-",
+        "items/s": "400",
+        "x PyTorch eager": "4.00",
+    }
+    assert ["TensorRT", "PyTorch finds no CUDA device"] in _rows(text, "engine | why")
+    assert _rows(text, "engine | disk")[-1][:4] == ["onnxruntime int8", "17.0", "100", "0.8"]
+
+
+def test_plots_are_whole_and_named_by_the_page(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path / "out")
+    plot = tmp_path / "out" / plot_name(report.benchmarks[0])
+    assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+    assert f"({plot.name})" in (tmp_path / "out" / PAGE).read_text()
+    again = tmp_path / "again"
+    write_report(report, again)
+    assert plot.read_bytes() == (again / plot.name).read_bytes()
+
+
+def test_a_failure_leaves_the_report_of_before(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_report(report, tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+
+    def fails(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(writing, "plot_benchmark", fails)
+    with pytest.raises(OSError, match="no space"):
+        write_report(report.model_copy(update={"seconds": 9.0}), tmp_path / "out")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_with_something_else_is_never_replaced(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(MedadError, match="holds something else"):
+        write_report(report, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"

@@ -1,0 +1,87 @@
+"""``medad-serve bench`` over artifacts, from the command line to its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from medad_serve.bench import everything
+from medad_serve.bench.everything import FOLDER, PAGE
+from medad_serve.bench.guard import FILE, Ratios
+from medad_serve.bench.machine import this_machine
+from medad_serve.bench.results import Report
+from medad_serve.cli.bench import bench
+
+FEW = ("--engine", "PyTorch eager", "--engine", "onnxruntime", "--batches", "1,2", "--seconds", "0.1", "--no-cold")
+
+
+def _bench(*arguments: object) -> Result:
+    return CliRunner().invoke(bench, [str(argument) for argument in arguments])
+
+
+def test_an_artifact_is_measured_printed_and_written(artifact: Path, tmp_path: Path) -> None:
+    done = _bench(artifact.parent, *FEW, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "x PyTorch eager" in done.stdout
+    report = Report.model_validate_json((tmp_path / "out" / "report.json").read_bytes())
+    assert [each.label for each in report.benchmarks[0].measured] == ["PyTorch eager", "onnxruntime"]
+    assert {file.suffix for file in (tmp_path / "out").iterdir()} == {".json", ".csv", ".md", ".svg"}
+
+
+def test_json_is_the_report(artifact: Path) -> None:
+    done = _bench(artifact, *FEW, "--json")
+    (found,) = Report.model_validate_json(done.stdout).benchmarks
+    assert {batch for batch, _ in found.settings} == {1, 2}
+
+
+def test_without_a_gpu_it_fails_and_says_what_is_missing(artifact: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = _bench(artifact, "--device", "cuda")
+    assert done.exit_code == 1
+    assert "no GPU to measure on: PyTorch finds no CUDA device" in str(done.exception)
+    assert "TensorRT" in str(done.exception)
+
+
+def test_an_unknown_engine_is_refused(artifact: Path) -> None:
+    assert "there is no engine 'abacus'" in str(_bench(artifact, "--engine", "abacus").exception)
+
+
+@pytest.fixture
+def docs(tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the small artifact stands for that of a model made for it."""
+    monkeypatch.setattr(everything, "small_artifact", lambda *_, **__: artifact)
+    monkeypatch.setattr(everything, "GUARD_SECONDS", 0.1)
+    return tmp_path / "docs"
+
+
+def test_every_model_makes_a_page_that_the_check_then_holds_to(docs: Path, tmp_path: Path) -> None:
+    made = _bench("--all", "--model", "ae", *FEW, "--docs", docs, "--runs", tmp_path)
+    assert made.exit_code == 0, made.output
+    page = (docs / PAGE).read_text()
+    assert "Made by `make bench`" in page
+    plots = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
+    assert plots
+    assert all((docs / plot).is_file() for plot in plots)
+    ratios = Ratios.model_validate_json((docs / FOLDER / FILE).read_bytes())
+    assert set(ratios.ratios["ae"]) >= {"onnxruntime, batch 1", "TorchScript, batch 8"}
+    generous = ratios.model_copy(update={"tolerance": 0.99})  # a tenth of a second settles nothing about noise
+    (docs / FOLDER / FILE).write_text(generous.model_dump_json())
+    checked = _bench("--check", "--docs", docs, "--runs", tmp_path, "--json")
+    assert checked.exit_code == 0, checked.output
+    assert {each["worse"] for each in json.loads(checked.stdout)} == {False}
+
+
+def test_a_check_fails_with_a_table_where_an_engine_became_slower(docs: Path, tmp_path: Path) -> None:
+    (docs / FOLDER).mkdir(parents=True)
+    before = {"ae": {"onnxruntime, batch 1": 1e6, "TorchScript, batch 1": 1e-6}}
+    ratios = Ratios(machine=this_machine().kind, seconds=0.1, tolerance=0.3, ratios=before)
+    (docs / FOLDER / FILE).write_text(ratios.model_dump_json())
+    done = _bench("--check", "--docs", docs, "--runs", tmp_path)
+    assert done.exit_code == 1
+    assert "1 of 2 ratios are worse" in str(done.exception)
+    assert [line.split()[-1] == "worse" for line in done.stdout.splitlines() if ", batch 1" in line] == [True, False]
