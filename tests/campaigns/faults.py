@@ -1,6 +1,6 @@
 """Faults on one real server under load, as a table: sent, answered, retried, lost.
 
-    python tests/campaigns/faults.py STORE --model NAME FILES... [--clients 8] [--seconds 5] [--out table.json]
+    python tests/campaigns/faults.py STORE --model NAME FILES... [--clients 8] [--seconds 5] [--json faults.json]
 
 STORE should lie on a small file system of its own where the full disk is to be tried (it is filled). Ends with
 status 1 where anything was lost, or answered otherwise than alone.
@@ -9,7 +9,6 @@ status 1 where anything was lost, or answered otherwise than alone.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
+from campaign import finish
 from faults import START_S, bad_clients, full_disk, in_foreground, kill_worker, restart, terminate_java
 from load import Tally, load
 
@@ -70,7 +70,7 @@ def main() -> int:
     parser.add_argument("--model", required=True)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("faults.json"))
     how = parser.parse_args()
     server = Server(how.store, Ports.free())
     server.start([how.model], timeout=START_S)
@@ -89,8 +89,8 @@ def main() -> int:
     finally:
         if server.process():
             server.stop(drain=0)
-    if how.out:
-        how.out.write_text(json.dumps({name: tally._asdict() for name, tally in table.items()}, indent=1) + "\n")
+    told = {name: tally._asdict() for name, tally in table.items()}
+    finish(how.json, {"clients": how.clients, "seconds": how.seconds, "faults": told})
     return int(any(tally.lost or tally.wrong for tally in table.values()))
 
 

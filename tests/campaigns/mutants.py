@@ -1,6 +1,6 @@
 """Other people's files and thousands of damaged ones against one real server, each in a batch with a good one.
 
-    python tests/campaigns/mutants.py --mutants 10000 --out table.json
+    python tests/campaigns/mutants.py --mutants 10000 --json mutants.json
 
 Sends every file of pydicom's and nibabel's test data, then seeded mutations of them and of the forms that
 medad-serve reads (series as ZIP, PNG, JPEG, .npy). In every batch one item is good, and must be answered as it is
@@ -33,6 +33,10 @@ import nibabel
 import numpy as np
 import pydicom
 from pydicom.uid import JPEG2000Lossless, RLELossless
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from campaign import finish, make_artifact
 
 from medad_serve.server import Ports, Server
 
@@ -290,33 +294,6 @@ class Campaign:
         return [worker["pid"] for worker in answer.json()[0]["workers"]]
 
 
-def make_artifact(root: Path) -> tuple[Path, list[bytes]]:
-    """Train a small model that accepts any modality on synthetic head CT; return it and slices of a head."""
-    from medad_serve.data.phantoms import PHANTOMS
-    from medad_serve.evaluation import export_run
-    from medad_serve.models import family
-    from medad_serve.training.config import resolve
-    from medad_serve.training.fit import fit
-    from medad_serve.training.run import create_run
-
-    phantom = PHANTOMS[family("ae").phantom]
-    phantom.write(root / "data", healthy=40, abnormal=8, slices=2, seed=0)
-    settings = [
-        "train.max_epochs=2",
-        "input.modalities=[]",
-        "input.body_parts=[]",
-        "input.min_size=1",
-        "input.bits=null",
-        "input.spacing_mm=null",
-        "calibration.method=held_out",
-        "calibration.policy=specificity=0.8",
-    ]
-    run = create_run(resolve("ae", f"{phantom.layout}:{root / 'data'}", None, settings), root / "runs")
-    fit(run, run.prepared())
-    slices = sorted((path for path in (root / "data").rglob("*.dcm")), key=str)[:4]
-    return export_run(run, ["onnx"], name="mutants"), [path.read_bytes() for path in slices]
-
-
 def main() -> int:
     """Run the whole campaign."""
     from medad_serve.export.archive import archive
@@ -324,7 +301,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutants", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("mutants.json"))
+    parser.add_argument("--json", type=Path, default=Path("mutants.json"))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="medad-mutants-") as folder:
         root = Path(folder)
@@ -343,9 +320,7 @@ def main() -> int:
             seconds = time.monotonic() - start
         finally:
             server.stop(drain=0)
-    text = json.dumps({**table.to_json(), "seconds": round(seconds)}, indent=1)
-    asked.out.write_text(text + "\n")
-    print(text)
+    finish(asked.json, {"mutants": asked.mutants, **table.to_json(), "seconds": round(seconds)})
     return 0 if table.is_clean else 1
 
 
