@@ -93,7 +93,8 @@ class Predictor:
         self.decoder: Decoder = decoder or self._decode_here
         self.details = [name for name in DETAILS if name in names]
         self.answers = Answers(self.manifest, self.calibration, self.details)
-        self.scorer = Scorer(self.runtime, self.manifest.input_shape, self.manifest.prep.values, self.details)
+        shape, values = self.manifest.input_shape, self.manifest.prep.values
+        self.scorer = Scorer(self.runtime, shape, values, self.details, batch=session.batch)
         self._preparing = Pace()
 
     @classmethod

@@ -36,11 +36,21 @@ class Scorer:
     """Runs the graph of one artifact over the items of a batch."""
 
     def __init__(
-        self, runtime: Runtime, shape: Sequence[int], values: tuple[float, float], details: Sequence[str]
+        self,
+        runtime: Runtime,
+        shape: Sequence[int],
+        values: tuple[float, float],
+        details: Sequence[str],
+        *,
+        batch: int | None = None,
     ) -> None:
-        """``shape`` and ``values`` are those of one prepared row, ``details`` the outputs wanted beside the score."""
+        """``shape`` and ``values`` are those of one prepared row, ``details`` the outputs wanted beside the score.
+
+        ``batch`` is what a call takes at most, where less than memory allows was found to be faster.
+        """
         self.runtime = runtime
         self.shape = tuple(shape)
+        self.most = min(batch or fitting_batch(shape), fitting_batch(shape))
         self.values = values
         self.names = ["score", *details]
         self.pace = Pace()
@@ -108,8 +118,8 @@ class Scorer:
         self, tensor: FloatArray, names: Sequence[str], mixes: bool, deadline: Deadline, has_begun: bool
     ) -> Iterator[tuple[slice, Outputs]]:
         """Run the graph a call's worth at a time, as long as the next call is likely to end in time."""
-        calls = (mixed_batches if mixes else batches)(self.runtime, tensor, names)
-        expected = self.pace.expects(min(len(tensor), fitting_batch(self.shape))) if has_begun else 0.0
+        calls = (mixed_batches if mixes else batches)(self.runtime, tensor, names, self.most)
+        expected = self.pace.expects(min(len(tensor), self.most)) if has_begun else 0.0
         while deadline.left() > expected:
             start = time.perf_counter()
             call = next(calls, None)

@@ -31,6 +31,7 @@ COMMANDS = {
     "serve": ("serving", "serve"),
     "sweep": ("sweep", "sweep"),
     "train": ("training", "train"),
+    "tune": ("tune", "tune"),
     "visualize": ("visualize", "visualize"),
 }
 """Module of this package and command in it: importing only the one called keeps ``predict`` free of torch."""

@@ -101,9 +101,11 @@ def may_mix(runtime: Runtime, shape: Sequence[int], values: tuple[float, float],
     return min(_seconds(lambda: runtime.run(tensor, names)) for _ in range(3)) < _WORTH * one_by_one
 
 
-def mixed_batches(runtime: Runtime, tensor: FloatArray, names: Sequence[str]) -> Iterator[tuple[slice, Outputs]]:
+def mixed_batches(
+    runtime: Runtime, tensor: FloatArray, names: Sequence[str], batch: int | None = None
+) -> Iterator[tuple[slice, Outputs]]:
     """Run items of several sources in the sizes that :func:`may_mix` tried; yield as :func:`batches` does."""
-    most, start = fitting_batch(tensor.shape[1:]), 0
+    most, start = batch or fitting_batch(tensor.shape[1:]), 0
     while start < len(tensor):
         size = next(size for size in MIXED if size <= min(len(tensor) - start, most))
         rows = slice(start, start + size)
