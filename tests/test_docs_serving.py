@@ -19,7 +19,7 @@ import yaml
 
 from medad_serve.cli.main import COMMANDS
 from medad_serve.export.archive import archive
-from medad_serve.server import Ports, Server
+from medad_serve.server import Ports, Server, run_directory
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "serving.md").read_text()
@@ -102,13 +102,14 @@ def test_every_metric_of_ours_is_described() -> None:
 
 def test_options_and_their_defaults_are_those_of_the_commands() -> None:
     known: dict[str, set[object]] = {}
-    for name in ("archive", "serve", "predict", "bench"):
+    for name in ("archive", "serve", "health", "predict", "bench"):
         module, attribute = COMMANDS[name]
         command: click.Command = getattr(import_module(f"medad_serve.cli.{module}"), attribute)
         for option in command.params:
             for flag in option.opts:
                 known.setdefault(flag, set()).add(option.default)
-    others = {"--data-binary", "--network", "--rm", "--read-only", "--tmpfs", "--data", "--now"}
+    others = {"--data-binary", "--network", "--rm", "--init", "--read-only", "--tmpfs", "--stop-timeout", "--data"}
+    others |= {"--now", "--system", "--home-dir", "--shell"}
     assert set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", TEXT)) <= known.keys() | others
     table = re.findall(r"^\| `(--[a-z-]+)` \| (\d+) \|", SECTIONS["Tuning"], re.MULTILINE)
     assert len(table) == 4
@@ -145,6 +146,8 @@ def test_the_dockerfile_passes_hadolint() -> None:
 def test_the_units_commands_and_options_exist(tmp_path: Path) -> None:
     unit = (ROOT / "deploy" / "medad-serve.service").read_text()
     [started] = re.findall(r"^ExecStart=(\S+) serve (.*)$", unit, re.MULTILINE)
+    [owned] = re.findall(r"^StateDirectory=medad-serve/(.*)$", unit, re.MULTILINE)
+    assert Path(owned) == run_directory(Path("model_store"), 8080)  # where the server of the settings as shipped writes
     command: click.Command = import_module("medad_serve.cli.serving").serve
     assert {word for word in started[1].split() if word.startswith("--")} <= {o for p in command.params for o in p.opts}
     if shutil.which("systemd-analyze") is None:
