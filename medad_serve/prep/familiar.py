@@ -9,6 +9,7 @@ degrees 8 in 10. One upside down stays unnoticed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -31,16 +32,24 @@ FEWEST = 10
 LEAST = 0.01
 """By which it is widened besides, on the scale 0..1: items may all be equal in a statistic."""
 _EDGE = 0.02
+_FLAT = 1e-4
+"""Length below which a coarse picture is that of a flat image."""
 
-Statistics = tuple[NDArray[np.float64], NDArray[np.float64]]
+Floats = NDArray[np.float64]
+Statistics = tuple[Floats, Floats]
 """Plain statistics ``(N, 6)``, and coarse pictures ``(N, 64)`` of mean 0 and length 1 (0 where an item is flat)."""
 
 
 def measure(tensor: FloatArray, prep: PrepSpec) -> Statistics:
     """Measure prepared items ``(N, C, *S)``, on the windowed scale 0..1 whatever the model's own."""
+    shown = _shown(tensor, prep)
+    plain = np.array([_plain(item) for item in shown]).reshape(-1, len(PLAIN))
+    return plain, np.array([_picture(item) for item in shown]).reshape(-1, GRID * GRID)
+
+
+def _shown(tensor: FloatArray, prep: PrepSpec) -> FloatArray:
     low, high = prep.values
-    shown = (tensor[:, 0] - np.float32(low)) * np.float32(1 / (high - low))
-    return np.array([_plain(item) for item in shown]).reshape(-1, len(PLAIN)), _coarse(shown)
+    return (tensor[:, 0] - np.float32(low)) * np.float32(1 / (high - low))
 
 
 def _plain(item: FloatArray) -> list[float]:
@@ -63,21 +72,25 @@ def _step(item: FloatArray, neighbors: FloatArray) -> float:
     return float(cv2.norm(_flat(item), _flat(neighbors), cv2.NORM_L1)) / item.size if item.size else 0.0
 
 
-def _coarse(shown: FloatArray) -> NDArray[np.float64]:
-    flat = shown.mean(axis=1) if shown.ndim == 4 else shown
-    small = [cv2.resize(np.ascontiguousarray(each), (GRID, GRID), interpolation=cv2.INTER_AREA) for each in flat]
-    return _unit(np.array(small, np.float64).reshape(-1, GRID * GRID))
+def _picture(item: FloatArray) -> Floats:
+    """Return the coarse picture of ``(*S)``; a volume is averaged along its depth."""
+    flat = item.mean(axis=0) if item.ndim == 3 else item
+    small = cv2.resize(np.ascontiguousarray(flat), (GRID, GRID), interpolation=cv2.INTER_AREA)
+    centered: Floats = small.ravel().astype(np.float64) - cv2.mean(small)[0]
+    length = math.sqrt(centered @ centered)
+    return centered / length if length > _FLAT else np.zeros_like(centered)
 
 
-def _unit(pictures: NDArray[np.float64]) -> NDArray[np.float64]:
+def _unit(pictures: Floats) -> Floats:
     pictures = pictures - pictures.mean(axis=-1, keepdims=True)
     length = np.linalg.norm(pictures, axis=-1, keepdims=True)
-    return np.where(length > 1e-4, pictures / np.maximum(length, 1e-4), 0.0)
+    return np.where(length > _FLAT, pictures / np.maximum(length, _FLAT), 0.0)
 
 
-def _apart(pictures: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how far coarse pictures lie from others: 0 alike, 2 the negative."""
-    return np.asarray(np.linalg.norm(pictures - others, axis=-1), np.float64)
+def _apart(picture: Floats, other: Floats) -> float:
+    """Return how far a coarse picture lies from another: 0 alike, 2 the negative."""
+    between = picture - other
+    return math.sqrt(between @ between)
 
 
 def input_range(measured: Sequence[Statistics]) -> InputRange | None:
@@ -90,7 +103,8 @@ def input_range(measured: Sequence[Statistics]) -> InputRange | None:
     plain = np.concatenate([values for values, _ in measured])
     pictures = np.concatenate([pictures for _, pictures in measured])
     total = pictures.sum(axis=0)
-    values = np.column_stack([plain, _apart(pictures, _unit(total - pictures))])
+    layouts = [_apart(picture, others) for picture, others in zip(pictures, _unit(total - pictures), strict=True)]
+    values = np.column_stack([plain, layouts])
     low, high = np.quantile(values, [TAIL, 1 - TAIL], axis=0)
     margin = (high - low) * (MARGIN + FEW / len(values)) + LEAST
     ranges = zip((*PLAIN, LAYOUT), (low - margin).tolist(), (high + margin).tolist(), strict=True)
@@ -105,13 +119,17 @@ def unfamiliar(tensor: FloatArray, prep: PrepSpec, known: InputRange | None) -> 
     """Return a warning where items lie far outside the calibration's, naming by what; () where all are within."""
     if known is None:
         return ()
-    plain, pictures = measure(tensor, prep)
-    values = np.column_stack([plain, _apart(pictures, np.array(known.layout))])
-    low, high = np.array([known.ranges[name] for name in (*PLAIN, LAYOUT)]).T
-    outside = (values < low) | (values > high)
-    far = int(outside.any(axis=1).sum())
+    layout = np.array(known.layout)
+    found = [_outside([*_plain(item), _apart(_picture(item), layout)], known) for item in _shown(tensor, prep)]
+    far = sum(map(bool, found))
     if not far:
         return ()
-    by = ", ".join(name for name, is_out in zip((*PLAIN, LAYOUT), outside.any(axis=0), strict=True) if is_out)
+    by = ", ".join(name for name in (*PLAIN, LAYOUT) if any(name in names for names in found))
     what = f"the {prep.unit} lies" if len(tensor) == 1 else f"{far} of {len(tensor)} {prep.unit}s lie"
     return (f"{what} far outside the inputs that the model was calibrated on, by {by}: the score may mean little",)
+
+
+def _outside(values: Sequence[float], known: InputRange) -> list[str]:
+    """Return the names of the statistics that lie outside their range."""
+    ranges = ((name, value, *known.ranges[name]) for name, value in zip((*PLAIN, LAYOUT), values, strict=True))
+    return [name for name, value, low, high in ranges if not low <= value <= high]
