@@ -1,6 +1,6 @@
 """Write docs/serving-measured.md from what the campaigns and the load on a server left behind.
 
-    python tests/campaigns/measured.py --mutants mutants.json --faults faults.json --load load.json --privacy privacy.json
+    python tests/campaigns/measured.py --mutants mutants.json --faults faults.json --load load.json --privacy x.json
 
 Each record is kept beside the page, in docs/serving-measured/; those not named stay as they are there.
 """
@@ -21,7 +21,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, RECORDS = "serving-measured.md", "serving-measured"
 HEAD = """# Serving, measured
 
-Written by `python tests/campaigns/measured.py` from the records in [serving-measured/](serving-measured/), never by hand.
+Written by `python tests/campaigns/measured.py` from the records in [serving-measured/](serving-measured/), not by hand.
 How to serve: [serving.md](serving.md).
 """
 COMMANDS = {
@@ -100,7 +100,7 @@ def privacy(record: Record) -> str:
     facts = [
         ("marks in the files sent", record["marks"]),
         ("requests", record["requests"]),
-        ("files searched: logs, settings, temporary ones, under way and afterwards", record["files_read"]),
+        ("files searched: logs, settings and temporary ones", record["files_read"]),
         ("files with a mark", record["files_with_marks"]),
         ("answers that repeat a mark of their request's content", record["answers_with_marks"]),
         ("marks printed by the client", record["marks_printed_by_the_client"]),

@@ -39,6 +39,7 @@ def make_artifact(root: Path) -> tuple[Path, list[bytes]]:
 
 def finish(path: Path, found: dict[str, Any]) -> None:
     """Print what was found, and write it with what it was found on."""
-    text = json.dumps({"machine": this_machine().model_dump(mode="json"), **found}, indent=1)
+    machine = this_machine().model_dump(mode="json", include={"cpu", "cores", "memory_gib", "load", "versions"})
+    text = json.dumps({"machine": machine, **found}, indent=1)
     write_whole(path, text + "\n")
     print(text)
