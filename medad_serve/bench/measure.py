@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from medad_serve.artifact import load_manifest
@@ -75,17 +75,26 @@ def bench_engines(artifact: Path, plan: Plan, say: Say = lambda _: None) -> Benc
     """Measure every engine that can run an artifact; what an engine lacks, or how it failed, is told with the rest."""
     manifest = load_manifest(artifact)
     run = run_around(artifact)
-    with tempfile.TemporaryDirectory(prefix="medad-bench-") as folder, _compiling_in(Path(folder) / "inductor"):
+    with tempfile.TemporaryDirectory(prefix="medad-bench-") as folder, _compiling_in(_compiled()):
         subject = Subject.of(artifact.resolve(), run.path.resolve() if run else None, Path(folder), manifest)
         return _Bench(manifest, subject, inputs_for(manifest, subject.run), plan, say).measure()
 
 
+@cache
+def _compiled() -> tempfile.TemporaryDirectory[str]:
+    """Return a cache for torch's compiler that begins empty and ends with this process.
+
+    What it finds out of the compiler at its first use serves every model of a run.
+    """
+    return tempfile.TemporaryDirectory(prefix="medad-inductor-")
+
+
 @contextlib.contextmanager
-def _compiling_in(folder: Path) -> Iterator[None]:
-    """Give torch's compiler an empty cache: how long it takes is measured, and /tmp is not filled."""
+def _compiling_in(folder: tempfile.TemporaryDirectory[str]) -> Iterator[None]:
+    """Keep the user's own cache out: how long compiling takes is measured."""
     variable = "TORCHINDUCTOR_CACHE_DIR"
     before = os.environ.get(variable)
-    os.environ[variable] = str(folder)
+    os.environ[variable] = folder.name
     try:
         yield
     finally:
