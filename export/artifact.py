@@ -102,6 +102,7 @@ def _manifest(bundle: Bundle, made: dict[str, Exported]) -> Manifest:
         calibrations={variant: each.calibration for variant, each in made.items()},
         parity=tuple(each.proof for each in made.values() if isinstance(each.proof, Parity)),
         fidelity=tuple(each.proof for each in made.values() if isinstance(each.proof, Fidelity)),
+        probes={variant: each.probe for variant, each in made.items()},
         seen=bundle.seen,
         packages=package_versions(),
         files={},

@@ -16,7 +16,7 @@ from medad_serve.export.graph import EagerRuntime
 from medad_serve.export.graphs import Graphs
 from medad_serve.export.parity import check_parity
 from medad_serve.models import AnomalyModel
-from medad_serve.runtime import Runtime
+from medad_serve.runtime import Runtime, probe
 from medad_serve.spec import FLOAT32, Calibration, Fidelity, Parity
 
 INT8_GRAPH = graph_of("onnx/int8")
@@ -28,6 +28,7 @@ class Exported:
 
     calibration: Calibration
     proof: Parity | Fidelity
+    probe: tuple[float, ...]
 
 
 class Exporter:
@@ -76,7 +77,10 @@ class Exporter:
             self.bundle.model.outputs,
             [cutoff.value for cutoff in calibration.item.cutoffs],
         )
-        return Exported(calibration, parity)
+        return Exported(calibration, parity, self._probe(variant))
+
+    def _probe(self, variant: str) -> tuple[float, ...]:
+        return probe(self._open(variant, self.bundle.model), self.bundle.shape, self.bundle.prep.values)
 
     @cached_property
     def _trained(self) -> tuple[Scored, Calibration]:
@@ -97,7 +101,7 @@ class Exporter:
             layers=len(self.main.quantizer.layers) if is_int8 else 0,
             float_layers=len(self.main.in_float) if is_int8 else 0,
         )
-        return Exported(calibration, fidelity)
+        return Exported(calibration, fidelity, self._probe(variant))
 
     def _accepted(self, variant: str) -> Exported:
         made = self._reduced(variant)

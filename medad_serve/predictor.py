@@ -28,7 +28,7 @@ from medad_serve.prep import (
 )
 from medad_serve.prep.geometry import Plane, Volume
 from medad_serve.result import HeatmapFormat, InputFacts, ItemResult, Options, Result
-from medad_serve.runtime import open_runtime
+from medad_serve.runtime import check_reproduces, open_runtime, probe
 from medad_serve.scoring import Rows, Scorer
 from medad_serve.spec import Calibration, Manifest, Window, full_name
 
@@ -81,7 +81,14 @@ class Predictor:
     """A verified artifact with its runtime open; thread-safe where runtime (onnxruntime, torch) and decoder are."""
 
     def __init__(
-        self, directory: Path, *, runtime: str | None, threads: int, device: str, decoder: Decoder | None, limits: Limits
+        self,
+        directory: Path,
+        *,
+        runtime: str | None,
+        threads: int,
+        device: str,
+        decoder: Decoder | None,
+        limits: Limits,
     ) -> None:
         self.manifest: Manifest = load_manifest(directory)
         self.variant = full_name(runtime or self.manifest.default_variant)
@@ -110,7 +117,8 @@ class Predictor:
     ) -> Predictor:
         """Open an artifact directory with a variant such as ``onnx`` or ``openvino/int8``; None takes the tuned one.
 
-        ``decoder`` None decodes in this process, bound by ``limits`` alone. Raises MedadError naming what is missing or altered.
+        ``decoder`` None decodes in this process, bound by ``limits`` alone. Raises MedadError naming what is missing
+        or altered.
         """
         return cls(artifact, runtime=runtime, threads=threads, device=device, decoder=decoder, limits=limits)
 
@@ -119,7 +127,13 @@ class Predictor:
             yield decoded(source, self.limits) if deadline.left() > 0 else Postponed()
 
     def warm_up(self) -> None:
-        """Run the graph on made-up items, so that the first to ask need not wait for what happens once."""
+        """Run the graph on made-up items, so that the first to ask need not wait for what happens once.
+
+        Raises MedadError where the scores are not those of the machine that calibrated them.
+        """
+        if expected := self.manifest.probes.get(self.variant):
+            found = probe(self.runtime, self.manifest.input_shape, self.manifest.prep.values)
+            check_reproduces(found, expected, self.variant)
         logger.info("items share calls of the graph: %s", "yes" if self.scorer.mixes else "no")
 
     def predict(
@@ -216,7 +230,7 @@ class Predictor:
             facts=InputFacts(
                 kind="tensor", modality="", rows=rows, columns=columns, frames=frames * len(tensor), window=None
             ),
-            warnings=self.answers.warnings((), prepared),
+            notes=(),
             pixels=None,
             prepared=prepared,
             options=options,
@@ -236,7 +250,7 @@ class Predictor:
         return Item(
             index=index,
             facts=_facts(pixels, window_of(pixels, self.manifest.prep.window)),
-            warnings=self.answers.warnings(pixels.facts.notes, prepared),
+            notes=pixels.facts.notes,
             pixels=pixels if options.heatmap == "png" else None,
             prepared=prepared,
             options=options,

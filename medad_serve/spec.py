@@ -305,6 +305,8 @@ class Manifest(Frozen):
     fidelity: tuple[Fidelity, ...] = ()
     """Of the variants in reduced precision, which parity cannot hold for."""
     tuning: Tuning | None = None
+    probes: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    """Scores of made-up items, by variant: see :mod:`medad_serve.runtime.probe`."""
     seen: tuple[str, ...] = ()
     """Digest prefixes of the files that trained, chose or calibrated it: evaluation leaves them out."""
     packages: dict[str, str]

@@ -23,6 +23,7 @@ from medad_serve.runtime.calls import (
 )
 from medad_serve.runtime.onnx import OnnxRuntime
 from medad_serve.runtime.openvino import OpenVinoRuntime
+from medad_serve.runtime.probe import check_reproduces, probe
 from medad_serve.runtime.torchscript import TorchScriptRuntime
 from medad_serve.spec import Session, full_name
 
@@ -36,12 +37,14 @@ __all__ = [
     "Selection",
     "TorchScriptRuntime",
     "batches",
+    "check_reproduces",
     "fitting_batch",
     "joined",
     "lacking",
     "may_mix",
     "mixed_batches",
     "open_runtime",
+    "probe",
     "run_batched",
 ]
 

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from untrained import export_untrained
+
+from medad_serve.errors import MedadError
+from medad_serve.models import family
+from medad_serve.runtime import OnnxRuntime, OpenVinoRuntime, lacking, open_runtime
+
+pytestmark = pytest.mark.skipif(lacking("openvino") is not None, reason=lacking("openvino") or "")
+NAMES = ("score", "heatmap")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    export_untrained(family("ae"), folder, ["onnx", "openvino"])
+    return folder
+
+
+def _items(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((n, 1, 64, 64), np.float32)
+
+
+def test_it_reads_the_onnx_file_and_answers_as_onnxruntime_does(exported: Path) -> None:
+    ours, other = open_runtime(exported, "openvino", NAMES), OnnxRuntime(exported / "model.onnx")
+    for batch in (1, 3, 8):
+        found, expected = ours.run(_items(batch), NAMES), other.run(_items(batch), NAMES)
+        for name in NAMES:
+            assert np.allclose(found[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_outputs_stay_as_they_are_when_the_next_batch_runs(exported: Path) -> None:
+    runtime = open_runtime(exported, "openvino", NAMES)
+    first = runtime.run(_items(2, seed=1), NAMES)
+    kept = {name: value.copy() for name, value in first.items()}
+    runtime.run(_items(2, seed=2), NAMES)
+    assert all(np.array_equal(first[name], kept[name]) for name in NAMES)
+
+
+def test_threads_share_it_without_mixing_their_answers(exported: Path) -> None:
+    runtime = open_runtime(exported, "openvino", NAMES)
+    items = [_items(1, seed) for seed in range(40)]
+    alone = [runtime.run(item, ["score"])["score"] for item in items]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda item: runtime.run(item, ["score"])["score"], items))
+    assert np.allclose(alone, together, rtol=1e-5)
+
+
+def test_a_cpu_without_bfloat16_refuses_what_was_calibrated_in_it(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    class Older(openvino.Core):
+        def get_property(self, device: str, name: str) -> list[str]:
+            return ["FP32", "INT8"]
+
+    monkeypatch.setattr(openvino, "Core", Older)
+    with pytest.raises(MedadError, match="this CPU has no bfloat16"):
+        open_runtime(exported, "openvino/bfloat16", NAMES)
+    open_runtime(exported, "openvino", NAMES)
+
+
+def test_a_gpu_is_refused_with_what_to_do(exported: Path) -> None:
+    with pytest.raises(MedadError, match=r"for the CPU. Use device=cpu, or the runtime onnx on CUDA"):
+        open_runtime(exported, "openvino", NAMES, device="cuda:0")
+
+
+def test_a_file_that_is_no_graph_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(MedadError, match="OpenVINO cannot load"):
+        OpenVinoRuntime(tmp_path / "model.onnx")
+
+
+def test_what_is_not_installed_is_named_with_its_extra(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medad_serve.runtime.find_spec", lambda _: None)
+    with pytest.raises(MedadError, match=r"openvino is not installed: pip install 'medad-serve\[openvino\]'"):
+        open_runtime(exported, "openvino/float32", NAMES)
