@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, get_args
 
 from medad_serve.errors import InputError
@@ -22,6 +24,8 @@ OPTION = "x-medad-"
 JSON_LENGTH = "inference-header-content-length"
 _NO_FILE = "Send it as the body with Content-Type: application/octet-stream, e.g. curl -T FILE"
 _OWN_NAMES = "Give each part a name of its own, e.g. curl -F 1=@a.dcm -F 2=@b.dcm, or send one ZIP"
+_HALVES = "surrogatepass"
+"""Half characters, which JSON can hold and UTF-8 cannot."""
 _PART_HEADERS = 512
 """Bytes that the headers of a part may take beside its name; file names have up to 255."""
 
@@ -65,33 +69,33 @@ def read_request(row: dict[str, Any], headers: dict[str, Any], limits: Limits = 
         if isinstance(body, dict) or JSON_LENGTH in sent or _begins_as_object(body):
             return _infer_request(body, sent.get(JSON_LENGTH), options, limits)
         if kind in ("multipart/related", "multipart/mixed") and boundary:  # as of DICOMweb STOW-RS
-            return Request(
-                _source(split_parts(body if isinstance(body, bytearray) else _bytes(body), boundary.encode()), limits),
-                options,
-            )
-    return Request(_source([_bytes(value) for value in fields.values()], limits), options)
+            whole = body if isinstance(body, bytearray) else _bytes(body)
+            return Request(_source(split_parts(whole, boundary.encode("utf-8", _HALVES)), limits), options)
+    return Request(_source(map(_bytes, fields.values()), limits), options)
 
 
-def _source(files: list[bytes], limits: Limits) -> bytes | tuple[bytes, ...]:
-    if not files:
+def _source(files: Iterable[bytes], limits: Limits) -> bytes | tuple[bytes, ...]:
+    """Return one file, or several; no more are looked for than there may be."""
+    found = tuple(islice(files, limits.max_members + 1))
+    if not found:
         raise InputError(400, "the request brought no file", _NO_FILE)
-    if len(files) > limits.max_members:
+    if len(found) > limits.max_members:
         raise InputError(413, f"the request has more than {limits.max_members} parts", "Send fewer files")
-    return files[0] if len(files) == 1 else tuple(files)
+    return found[0] if len(found) == 1 else found
 
 
 def _bytes(value: object) -> bytes:
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     if isinstance(value, str):
-        return value.encode()
+        return value.encode("utf-8", _HALVES)
     raise InputError(415, "JSON is no file", "Send the file itself with Content-Type: application/octet-stream")
 
 
 def _begins_as_object(body: object) -> bool:
     """Whether a body is a JSON object by its beginning: no image file begins like one."""
     head = body[:64] if isinstance(body, bytes | bytearray | str) else b""
-    text = head.encode() if isinstance(head, str) else bytes(head)
+    text = head.encode("utf-8", _HALVES) if isinstance(head, str) else bytes(head)
     return text.lstrip(b" \t\r\n").startswith(b"{")
 
 
@@ -128,13 +132,12 @@ def _check_parts(fields: dict[str, Any], sent: dict[str, Any], boundary: str) ->
         raise InputError(400, "parts of the form share one name: all but the last are lost", _OWN_NAMES)
 
 
-def split_parts(body: bytes | bytearray, boundary: bytes) -> list[bytes]:
-    """Return the content of each part of a multipart body (RFC 2046 5.1), in its order.
+def split_parts(body: bytes | bytearray, boundary: bytes) -> Iterator[bytes]:
+    """Yield the content of each part of a multipart body (RFC 2046 5.1), in its order.
 
     Found by `find`, and each copied once: splitting the 15 MB of a series takes eight times as long.
     """
     delimiter = b"\r\n--" + boundary
-    parts: list[bytes] = []
     at = 0 if body.startswith(delimiter[2:]) else body.find(delimiter) + 2
     while at != 1:  # not found
         start = at + len(delimiter) - 2
@@ -146,9 +149,9 @@ def split_parts(body: bytes | bytearray, boundary: bytes) -> list[bytes]:
         if head < 0:
             raise InputError(400, "a part of the multipart body has no end of its headers", "Send it again, whole")
         with memoryview(body) as view:
-            parts.append(bytes(view[head + 4 : end]))
+            part = bytes(view[head + 4 : end])
+        yield part
         at = following + 2
-    return parts
 
 
 def _options(found: dict[str, Any]) -> Options:

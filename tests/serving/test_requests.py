@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from urllib3.filepost import encode_multipart_formdata
 
 from medad_serve.errors import InputError
 from medad_serve.io import Limits
 from medad_serve.predictor import InputFacts, ItemResult, Result
 from medad_serve.serving.oip import OipError
-from medad_serve.serving.requests import encode_answer, read_request, split_parts
+from medad_serve.serving.requests import Request, encode_answer, read_request, split_parts
 
 FORM = "multipart/form-data; boundary=------------------------8c848e653284ed3c"
 JSON = {"Content-Type": "application/json"}
@@ -97,7 +100,19 @@ def test_the_parts_of_a_dicomweb_body_are_a_series(kind: str) -> None:
     header = f'Multipart/{kind}; type="application/dicom"; boundary="{boundary}"'
     assert read_request({"body": bytearray(body)}, {"content-TYPE": header}).source == tuple(files)
     with pytest.raises(InputError, match="end of its headers"):
-        split_parts(b"--b\r\nContent-Type: application/dicom", b"b")
+        list(split_parts(b"--b\r\nContent-Type: application/dicom", b"b"))
+
+
+def test_no_more_parts_are_taken_apart_than_there_may_be() -> None:
+    many = {"body": bytearray(b"--b\r\n\r\n12\r\n" * 500_000)}
+    tracemalloc.start()
+    try:
+        error = fault(many, {"Content-Type": "multipart/related; boundary=b"})
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert error.code == 413
+    assert most < 2**20
 
 
 @pytest.mark.parametrize(
@@ -239,3 +254,72 @@ def test_a_files_answer_and_error_are_ours() -> None:
     assert json.loads(encode_answer(request, error)) == {"error": {"code": 422, "message": "no", "hint": "do"}}
     infer = read_request({"body": tensor_body()}, JSON)
     assert json.loads(encode_answer(infer, error)) == {"error": "no. do"}
+
+
+TEXT = st.text(st.characters() | st.just("\ud800"), max_size=30)
+"""Half characters too: JSON can hold them, and UTF-8 cannot."""
+LIMITS = Limits(max_members=3, max_values=64, max_json_bytes=200)
+KINDS = ("multipart/form-data", "multipart/related", "multipart/mixed", "application/json", "application/octet-stream")
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
+ANY_BYTES = st.binary(max_size=60) | st.sampled_from(
+    [b"--b\r\n\r\nx\r\n--b--", b"--b\r\n--b\r\n\r\n", b"--b", tensor_body()]
+)
+ANY_VALUE = ANY_BYTES | ANY_BYTES.map(bytearray) | TEXT | ANY_JSON
+ANY_HEADERS = st.dictionaries(
+    st.sampled_from(
+        ["Content-Type", "content-length", "X-Medad-Heatmap", "x-medad-policy", "Inference-Header-Content-Length"]
+    )
+    | st.text(max_size=9),
+    st.builds("{}; boundary={}".format, st.sampled_from(KINDS), st.sampled_from(["b", '"b"', "", "(", '"']))
+    | ANY_VALUE,
+    max_size=4,
+)
+
+
+def outcome(row: dict[str, Any], headers: dict[str, Any]) -> None:
+    """A request within the limits, or an error that says what to do; anything else fails."""
+    found: Request | InputError
+    try:
+        found = read_request(row, headers, LIMITS)
+    except InputError as error:
+        found = error
+    if isinstance(found, InputError):
+        assert 400 <= found.code < 500
+        assert found.hint
+        assert json.loads(encode_answer(None, found))
+        return
+    if isinstance(found.source, np.ndarray):
+        assert found.source.size <= LIMITS.max_values
+    elif isinstance(found.source, tuple):
+        assert 2 <= len(found.source) <= LIMITS.max_members
+        assert set(map(type, found.source)) == {bytes}
+    else:
+        assert isinstance(found.source, bytes)
+
+
+@given(
+    st.dictionaries(
+        st.just("body") | st.sampled_from(["X-Medad-Heatmap", "1"]) | st.text(max_size=9), ANY_VALUE, max_size=4
+    ),
+    ANY_HEADERS,
+)
+@example({"body": "\ud800"}, JSON)
+@example({"body": "\ud800"}, {"Content-Type": "multipart/related; boundary=\ud800"})
+def test_any_row_and_headers_are_a_request_or_an_error(row: dict[str, Any], headers: dict[str, Any]) -> None:
+    outcome(row, headers)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["id", "inputs", "outputs", "parameters", "more"]), ANY_JSON, max_size=4), st.data()
+)
+def test_any_json_is_an_infer_request_or_an_error(body: dict[str, Any], data: st.DataObject) -> None:
+    whole = json.loads(tensor_body())
+    field = data.draw(st.sampled_from([*whole["inputs"][0], "parameters"]))
+    whole["inputs"][0][field] = data.draw(ANY_JSON)
+    for said in (body, whole, {**whole, **body}):
+        outcome({"body": said}, JSON)
+        outcome({"body": json.dumps(said).encode()}, data.draw(ANY_HEADERS))
