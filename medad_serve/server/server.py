@@ -25,6 +25,7 @@ from medad_serve.export.inspection import AGAIN
 from medad_serve.export.store import LOGGING, PROPERTIES, check_name, inspect, private_logging, read_properties
 from medad_serve.files import write_whole
 from medad_serve.java import java_home
+from medad_serve.runtime import lacking
 from medad_serve.server.drain import drain as wait_for_answers
 from medad_serve.server.health import Watch
 from medad_serve.server.logs import Logs
@@ -207,6 +208,8 @@ class Server:
     def _check_model(self, name: str) -> None:
         check_name(name)
         config = inspect(self.store / f"{name}.mar").archive.config
+        if reason := lacking(config.handler.runtime):  # else workers die one after the other
+            raise MedadError(f"{name} cannot be served here: {reason}", "Or archive it with another --runtime")
         if config.handler.max_answer_bytes > int(self.settings.get("max_response_size", 6_553_500)):
             raise MedadError(
                 f"max_response_size in {self.store / PROPERTIES} is below what {name} was archived with",
