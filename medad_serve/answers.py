@@ -28,7 +28,7 @@ class Item:
 
     index: int
     facts: InputFacts
-    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
     pixels: Pixels | None
     prepared: Prepared
     options: Options
@@ -88,12 +88,16 @@ class Answers:
             regions=_item_results(each, details, regions=regions) if regions else None,
             heatmap=None if found.heatmap is None else self._heatmap(item, found.heatmap, highest),
             input=item.facts,
-            warnings=item.warnings,
+            warnings=self._warnings(item.notes, item.prepared),
             timing_ms={name: round(ms, 3) for name, ms in item.timing.items()},
         )
 
-    def warnings(self, notes: tuple[str, ...], prepared: Prepared) -> tuple[str, ...]:
-        """Return what a reader of the answer should know: ``notes`` of decoding, and what is unusual of the item."""
+    def _warnings(self, notes: tuple[str, ...], prepared: Prepared) -> tuple[str, ...]:
+        """Return what a reader of the answer should know: ``notes`` of decoding, and what is unusual of the item.
+
+        Told when the items of a batch are answered, one after another: among decoding and preparing, whose code and
+        pixels push its own out of the processor's caches, it takes twice as long.
+        """
         fewest, most = self.calibration.items_per_patient
         warnings = [*notes, *prepared.notes]
         warnings += unfamiliar(prepared.tensor, self.manifest.prep, self.calibration.inputs)
