@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from medad_serve.bench.listing import cost, fastest, skipped, speed
@@ -49,7 +50,7 @@ def page(report: Report, *, command: str, plots: str = "", more: Sequence[Table]
 
 def plot_name(benchmark: Benchmark) -> str:
     """Return the file name of a benchmark's plot."""
-    return f"{benchmark.name}.svg"
+    return re.sub(r"[^\w.-]+", "-", benchmark.name) + ".svg"
 
 
 def _machine(machine: Machine) -> Table:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from medad_serve.bench.memory import peak_resident_mib
+from medad_serve.bench.memory import gpu_used_mib, peak_resident_mib
 from medad_serve.errors import MedadError
 from medad_serve.spec import Frozen
 
@@ -28,7 +28,7 @@ class ColdStart(Frozen):
     peak_mib: float
     """Resident memory of the process, the largest batch included."""
     device_peak_mib: float | None = None
-    """Memory of the GPU that was taken meanwhile."""
+    """Memory of the GPU that it took, of a GPU that does nothing else meanwhile."""
 
     @property
     def total_s(self) -> float:
@@ -62,6 +62,7 @@ def _measure(name: str, started: float) -> ColdStart:
     subject = Subject.model_validate_json(sys.stdin.readline())
     setup = Setup.model_validate_json(sys.stdin.readline())
     chosen, batch = engine(name), np.zeros((max(setup.batches), *subject.shape), np.float32)
+    used = gpu_used_mib(setup.device) if setup.device != "cpu" else None
     times = [time.time()]
     session = chosen.open(subject, setup)
     times.append(time.time())
@@ -73,16 +74,8 @@ def _measure(name: str, started: float) -> ColdStart:
         load_s=times[1] - times[0],
         first_s=times[2] - times[1],
         peak_mib=peak_resident_mib(),
-        device_peak_mib=_device_mib() if setup.device != "cpu" else None,
+        device_peak_mib=gpu_used_mib(setup.device) - used if used is not None else None,
     )
-
-
-def _device_mib() -> float:
-    """Return how much of the GPU's memory is taken, by every process: it is for a GPU that does nothing else."""
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
-    return (total - free) / 2**20
 
 
 if __name__ == "__main__":

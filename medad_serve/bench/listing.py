@@ -26,6 +26,7 @@ def cost(benchmark: Benchmark) -> Table:
         "engine",
         "disk MiB",
         "peak MiB",
+        "of the GPU",
         "cold start s",
         "of it import",
         "load",
@@ -47,10 +48,12 @@ def cost(benchmark: Benchmark) -> Table:
 
 def _cost_row(each: Measured) -> tuple[Cell, ...]:
     cold, agreement = each.cold, each.agreement
-    start = (cold.peak_mib, cold.total_s, cold.import_s, cold.load_s, cold.first_s) if cold else (None,) * 5
+    memory = (cold.peak_mib, cold.device_peak_mib) if cold else (None, None)
+    start = (cold.total_s, cold.import_s, cold.load_s, cold.first_s) if cold else (None,) * 4
     return (
         each.label,
         each.disk_mib,
+        *memory,
         *start,
         each.build_s,
         agreement.relative_difference,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
+
 from medad_serve.artifact import load_manifest
 from medad_serve.bench.agreement import compare, default_cutoff
 from medad_serve.bench.engines import Engine, Session, Setup, Subject, engine, engines
@@ -174,6 +176,8 @@ class _Bench:
         for size in self.sizes:
             session.run(self.inputs.batch(size), self.subject.names)
         outputs = run_batched(session, self.inputs.tensor, self.subject.names, max(self.sizes))
+        if not all(np.isfinite(values).all() for values in outputs.values()):
+            raise MedadError("its answers are not finite", "Leave it out with --engine")
         return _Opened(each, setup, session, build_s, outputs)
 
     def _time(self, opened: Sequence[_Opened], batch: int, threads: int) -> None:
@@ -200,9 +204,13 @@ class _Bench:
             agreement=compare(each.outputs, reference.outputs, self.subject.names, *cutoffs),
         )
 
-    def _cold(self, each: _Opened) -> ColdStart:
+    def _cold(self, each: _Opened) -> ColdStart | None:
         self.say(f"{self.manifest.name}: starting {each.label} in a process of its own")
-        return start_fresh(each.engine.name, self.subject.model_dump_json(), each.setup.model_dump_json())
+        try:
+            return start_fresh(each.engine.name, self.subject.model_dump_json(), each.setup.model_dump_json())
+        except MedadError as error:  # what was measured so far stays
+            self.say(f"{self.manifest.name}: {error}")
+            return None
 
 
 def _timed(own: Turns, reference: Turns, batch: int, threads: int, resident: Turns | None) -> Timed:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from medad_serve.bench.fresh import ColdStart
 from medad_serve.bench.machine import Machine
 from medad_serve.spec import Frozen
@@ -102,3 +105,13 @@ class Report(Frozen):
 def label(engine: str, precision: str) -> str:
     """Return what an engine at a precision is called; float32 goes without saying."""
     return engine if precision == "float32" else f"{engine} {precision}"
+
+
+def told_apart(benchmarks: Sequence[Benchmark]) -> tuple[Benchmark, ...]:
+    """Number those of the same name, so that each has tables and a plot of its own."""
+    often, seen, out = Counter(each.name for each in benchmarks), Counter[str](), []
+    for each in benchmarks:
+        seen[each.name] += 1
+        name = f"{each.name} {seen[each.name]}" if often[each.name] > 1 else each.name
+        out.append(each.model_copy(update={"name": name}))
+    return tuple(out)

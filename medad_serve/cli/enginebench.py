@@ -26,14 +26,14 @@ def bench_artifacts(
     from medad_serve.artifact import locate
     from medad_serve.bench.machine import this_machine
     from medad_serve.bench.measure import bench_engines
-    from medad_serve.bench.results import Report
+    from medad_serve.bench.results import Report, told_apart
     from medad_serve.bench.writing import refuse_other, write_report
 
     plan = _plan(seconds, **how)
     if to is not None:
         refuse_other(to)
     machine = this_machine()
-    benchmarks = tuple(bench_engines(locate(path), plan, say) for path in paths)
+    benchmarks = told_apart([bench_engines(locate(path), plan, say) for path in paths])
     report = Report(machine=machine, seconds=plan.seconds, benchmarks=benchmarks)
     if to is not None:
         write_report(report, to)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from medad_serve.bench.engines import engine
+from medad_serve.bench import measure
+from medad_serve.bench.engines import Session, engine
 from medad_serve.bench.engines.base import EAGER, RUN_NEEDED
+from medad_serve.bench.fresh import ColdStart
 from medad_serve.bench.measure import Plan, bench_engines
-from medad_serve.bench.results import Benchmark
+from medad_serve.bench.results import Benchmark, told_apart
 from medad_serve.errors import MedadError
+from medad_serve.runtime import FloatArray, Outputs
 
 FEW = (EAGER, "onnxruntime", "TorchScript", "TensorRT")
 
@@ -51,6 +56,36 @@ def test_an_engine_that_fails_costs_no_other(artifact: Path, monkeypatch: pytest
     assert set(_found(found)) == {EAGER, "onnxruntime"}
     reasons = {each.label: each.reason for each in found.skipped}
     assert reasons["TorchScript"] == "failed (RuntimeError: out of luck)"
+
+
+def test_an_engine_whose_answers_are_not_finite_is_told_and_not_compared(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Overflows(Session):
+        def run(self, batch: FloatArray, names: Sequence[str]) -> Outputs:
+            return {name: np.full(len(batch), np.inf, np.float32) for name in names}
+
+        def resident(self, batch: FloatArray) -> None:
+            return None
+
+    monkeypatch.setattr(engine("TorchScript"), "open", lambda *_: Overflows())
+    found = bench_engines(artifact, Plan(batches=(1,), seconds=0.02, only=FEW, cold=False))
+    assert "not finite" in {each.label: each.reason for each in found.skipped}["TorchScript"]
+
+
+def test_an_engine_that_does_not_start_afresh_keeps_its_times(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> ColdStart:
+        raise MedadError("onnxruntime ended with -9 (no word)")
+
+    monkeypatch.setattr(measure, "start_fresh", fails)
+    (found,) = bench_engines(artifact, Plan(batches=(1,), seconds=0.02, only=("onnxruntime",))).measured
+    assert found.cold is None
+    assert found.times
+
+
+def test_benchmarks_of_one_name_are_told_apart(benchmark: Benchmark) -> None:
+    other = benchmark.model_copy(update={"name": "chest"})
+    assert [each.name for each in told_apart([benchmark, other, benchmark])] == ["head|ct 1", "chest", "head|ct 2"]
 
 
 def test_nothing_that_runs_is_an_error_with_every_reason(artifact: Path) -> None:

@@ -61,7 +61,7 @@ def test_markdown_tables_hold_the_figures(report: Report, tmp_path: Path) -> Non
         "x PyTorch eager": "4.00",
     }
     assert ["TensorRT", "PyTorch finds no CUDA device"] in _rows(text, "engine | why")
-    assert _rows(text, "engine | disk")[-1][:4] == ["onnxruntime int8", "17.0", "100", "0.8"]
+    assert _rows(text, "engine | disk MiB")[-1][:4] == ["onnxruntime int8", "17.0", "100", "0.8"]
 
 
 def test_plots_are_whole_and_named_by_the_page(report: Report, tmp_path: Path) -> None:
