@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
@@ -30,6 +31,7 @@ from medad_serve.models import AnomalyModel
 from medad_serve.models.base import device_for
 from medad_serve.training.augment import Augment, AugmentSettings
 from medad_serve.training.batches import loader
+from medad_serve.training.config import TrainSettings
 from medad_serve.training.finish import Normals, finish_model, save_codes
 from medad_serve.training.loggers import run_loggers
 from medad_serve.training.run import BEST, DONE, LAST, METRICS, Run, read_checkpoint, write_checkpoint
@@ -102,7 +104,7 @@ def _readable(checkpoint: Path) -> bool:
     return True
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep Lightning's advice on hardware and workers from the user; its errors still come through."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -181,6 +183,36 @@ class Job:
         return model
 
 
+def trainer_for(
+    settings: TrainSettings,
+    device: torch.device,
+    folder: Path,
+    callbacks: list[Callback],
+    *,
+    steps: int | None = None,
+    loggers: list[Logger] | Literal[False] = False,
+) -> L.Trainer:
+    """Return the trainer of a detector: for whole epochs, or for a fixed number of optimizer steps."""
+    return L.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        plugins=[WholeCheckpoints()],
+        precision=settings.precision,
+        max_epochs=settings.max_epochs if steps is None else -1,
+        check_val_every_n_epoch=min(settings.validate_every, settings.max_epochs),
+        max_steps=-1 if steps is None else steps,
+        gradient_clip_val=settings.gradient_clip,
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=folder,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, RichProgressBar) for c in callbacks),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+
+
 def _train(job: Job, say: Say, more: Sequence[Callback], loggers: list[Logger] | Literal[False] = False) -> None:
     """Train into the job's folder: to the best checkpoint, or for a fixed number of optimizer steps."""
     folder, settings, steps, config = job.folder, job.run.config.train, job.steps, job.run.config
@@ -195,23 +227,7 @@ def _train(job: Job, say: Say, more: Sequence[Callback], loggers: list[Logger] |
     )
     callbacks = [*_callbacks(job.run, folder, steps, say), *more]
     device = device_for(config.device)
-    trainer = L.Trainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        plugins=[WholeCheckpoints()],
-        precision=settings.precision,
-        max_epochs=settings.max_epochs if steps is None else -1,
-        check_val_every_n_epoch=min(settings.validate_every, settings.max_epochs),
-        max_steps=-1 if steps is None else steps,
-        gradient_clip_val=settings.gradient_clip,
-        callbacks=callbacks,
-        logger=loggers,
-        default_root_dir=folder,
-        enable_progress_bar=any(isinstance(c, RichProgressBar) for c in callbacks),
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-    )
+    trainer = trainer_for(settings, device, folder, callbacks, steps=steps, loggers=loggers)
     last = folder / LAST
     watched = loader(job.data.tensor, job.data.labels, job.validation, settings.batch_size)
     try:
@@ -265,7 +281,7 @@ def fit(
     checkpoint; the models of out-of-fold calibration (left out without ``folds``) take as many optimizer steps
     as it had, so that their scores stand for its own. ``callbacks`` watch the run's own model.
     """
-    _quiet()
+    quiet()
     training = run.split.patients("train")
     validation = data.rows(run.split.patients("validation"))
     known = set(data.labels[validation].tolist())

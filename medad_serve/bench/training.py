@@ -1,90 +1,216 @@
-"""What an epoch over the cache and a training step cost."""
+"""What real data and the trainer add to a training step: plain loops and the trainer, in turn."""
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
-import statistics
-import sys
+import math
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib.resources import files
+from itertools import repeat
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
-from medad_serve.bench.timing import Timings, interleaved
-from medad_serve.models import Batch, Family, family
+from medad_serve.bench.tables import Cell, Table
+from medad_serve.bench.timing import LEAST_TURNS, Turns
+from medad_serve.models import AnomalyModel, Batch, Family
 from medad_serve.models.base import device_for
+from medad_serve.spec import read_yaml
+from medad_serve.training.augment import Augment, AugmentSettings
 from medad_serve.training.batches import loader
+from medad_serve.training.config import TrainSettings
+from medad_serve.training.fit import quiet, trainer_for
+from medad_serve.training.task import DetectorTask
+
+RESIDENT, CACHE, TRAINER, BF16, CHANNELS_LAST = "resident", "cache", "trainer", "bf16", "channels last"
+COLUMNS = (
+    *("model", "size", "batch", "augmented", "step on a resident batch, ms", "cache / resident", "trainer / cache"),
+    *("items/s, plain loop", "items/s, trainer", "bf16, x faster", "channels last, x faster"),
+)
+MOST_VALUES = 2**17
+"""Of a batch: it is cut to that, but for two items. A smaller batch shows what data and trainer cost the more."""
+VOLUME = (64, 64, 64)
+"""Of volumes, an eighth of their own: the network and its settings are those of 128x128x128."""
+BATCHES = 4
+"""In the cache that is trained on."""
+STEPS = 2
+"""Of a turn."""
 
 
-def bench_epoch(chosen: Family, *, images: int = 1024, batch: int = 64, rounds: int = 5) -> Timings:
-    """Time a training epoch over the memory-mapped cache beside one over a tensor in memory; milliseconds."""
-    shape = chosen.shape(chosen.prep)
-    resident = torch.rand(images, *shape)
-    model = chosen.build().train()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+def bench_training(chosen: Sequence[Family], *, seconds: float = 10.0, device: str = "cpu") -> Table:
+    """Time a step on one batch in memory, and what the cache, augmentation and trainer make of it, for each model.
 
-    def step(x: torch.Tensor) -> None:
-        optimizer.zero_grad()
-        torch.autograd.backward(model.loss(Batch.of(x))["loss"])
-        optimizer.step()
+    Volumes are cut to ``VOLUME``. Augmentation is that of the model's recipe.
+    """
+    quiet()
+    rows = tuple(_row(_sized(each), seconds, device) for each in chosen)
+    title = f"Training steps, ratios of medians in turn; batches of at most {MOST_VALUES} values"
+    return Table("training", title, COLUMNS, rows)
 
-    def in_memory() -> None:
-        order = torch.randperm(images)
-        for start in range(0, images - batch + 1, batch):
-            step(resident[order[start : start + batch]])
 
-    def cached(tensor: NDArray[np.float32]) -> None:
-        for x, *_ in loader(tensor, np.zeros(images, np.int64), np.arange(images), batch, shuffle=True):
-            step(x)
+def _sized(chosen: Family) -> Family:
+    """Return the model at a size whose steps end within seconds: its settings stay its own."""
+    size = VOLUME if chosen.prep.is_volume else chosen.prep.size
+    return replace(chosen, prep=chosen.prep.model_copy(update={"size": size}))
 
+
+def _row(chosen: Family, seconds: float, device: str) -> tuple[Cell, ...]:
+    settings = _settings(chosen)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tensor.npy"
-        np.save(path, resident.numpy())
-        mapped = np.load(path, mmap_mode="r")
-        return interleaved({"floor: tensor in memory": in_memory, "cache": lambda: cached(mapped)}, rounds)
+        timed = _timed(Bench(chosen, settings, Path(folder), device_for(device)), seconds)
+    cache, resident = timed[CACHE], timed[RESIDENT]
+    ratios = cache.ratio(resident), timed[TRAINER].ratio(cache)
+    rates = (settings.batch_size * each.calls_per_second() for each in (cache, timed[TRAINER]))
+    gains = (resident.ratio(timed[name]) if name in timed else None for name in (BF16, CHANNELS_LAST))
+    size = "x".join(map(str, chosen.prep.size))
+    augmented = settings.augment != AugmentSettings()
+    return chosen.name, size, settings.batch_size, augmented, resident.median, *ratios, *rates, *gains
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """Of one optimizer step."""
-
-    milliseconds: float
-    peak_gib: float
-    """Of the GPU's memory where there is one, else resident memory of the whole process."""
+def _settings(chosen: Family) -> TrainSettings:
+    """Return the model's own training settings, with the augmentation of its recipe and a batch that is cut."""
+    settings = TrainSettings(**{"augment": _recipe_augment(chosen.name), **chosen.train})
+    most = max(2, MOST_VALUES // math.prod(chosen.shape(chosen.prep)))
+    return settings.model_copy(update={"batch_size": min(settings.batch_size, most)})
 
 
-def _step_cost(name: str, settings: dict[str, object], batch: int, device: str, steps: int) -> StepCost:
-    chosen = family(name)
-    where = device_for(device)
-    model = chosen.build(settings=settings).train().to(where)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4)
-    labels = torch.arange(batch, device=where) % 2 if model.supervised else torch.zeros(batch, dtype=torch.int64)
-    taken = []
-    for _ in range(steps + 1):
-        data = Batch.of(torch.rand(batch, *chosen.shape(chosen.prep), device=where))
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        torch.autograd.backward(model.loss(data._replace(labels=labels.to(where)))["loss"])
-        optimizer.step()
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-        taken.append((time.perf_counter() - start) * 1e3)
-    if where.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(where) / 2**30
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-    return StepCost(statistics.median(taken[1:]), peak)
+def _recipe_augment(name: str) -> Mapping[str, Any]:
+    """Return the augmentation of the first recipe of a model that has one."""
+    recipes = Path(str(files("medad_serve.training"))) / "recipes"
+    for path in sorted(recipes.glob(f"*_{name}*.yaml")):
+        found = read_yaml(path)
+        if found.get("model") == name and (augment := found.get("train", {}).get("augment")):
+            return dict(augment)
+    return {}
 
 
-def bench_step(
-    chosen: Family, *, settings: dict[str, object] | None = None, batch: int = 2, device: str = "cpu", steps: int = 2
-) -> StepCost:
-    """Measure a training step at the model's own size, in a process of its own so that the peak is its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_step_cost, chosen.name, settings or {}, batch, device, steps).result()
+class Bench:
+    """One model with a cache of random items on disk, and the steps that are compared."""
+
+    def __init__(self, chosen: Family, settings: TrainSettings, folder: Path, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.chosen, self.settings, self.folder, self.device = chosen, settings, folder, device
+        shape = chosen.shape(chosen.prep)
+        count = BATCHES * settings.batch_size
+        np.save(folder / "tensor.npy", np.random.default_rng(0).random((count, *shape), np.float32))
+        self.tensor = np.load(folder / "tensor.npy", mmap_mode="r")
+        model = chosen.build()
+        self.labels = np.arange(count) % 2 if model.supervised else np.zeros(count, np.int64)
+        self.task = DetectorTask(model, settings, ("bench",) * count, "max", 10**6, self.augment())
+
+    def augment(self) -> Augment | None:
+        """Return what varies the items, if anything does."""
+        asked = self.settings.augment
+        return None if asked == AugmentSettings() else Augment(asked, 0, self.chosen.prep.values)
+
+    def data(self) -> DataLoader[Batch]:
+        """Return the loader of the trainer over the cache."""
+        rows = np.arange(len(self.labels))
+        return loader(self.tensor, self.labels, rows, self.settings.batch_size, shuffle=True)
+
+    def resident(self, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
+        """Return one batch that lies on the device."""
+        batch = next(iter(self.data()))
+        x = batch.x.to(self.device, memory_format=memory_format)
+        return Batch(x, batch.labels.to(self.device), batch.rows.to(self.device))
+
+    def cached(self) -> Iterator[Batch]:
+        """Yield batches of the cache as the trainer sees them, epoch after epoch."""
+        augment = self.augment()
+        while True:
+            for batch in self.data():
+                there = Batch(*(part.to(self.device) for part in batch))
+                yield augment(there) if augment else there
+
+    def loop(self, **how: Any) -> PlainLoop:
+        """Return a loop with a model of its own."""
+        return PlainLoop(self.chosen.build().to(self.device), self.settings, self.device, **how)
+
+
+class PlainLoop:
+    """Takes optimizer steps as a plain PyTorch script does."""
+
+    def __init__(
+        self,
+        model: AnomalyModel,
+        settings: TrainSettings,
+        device: torch.device,
+        *,
+        bf16: bool = False,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self.model = model.train().to(memory_format=memory_format)
+        self.device, self.bf16, self.clip = device, bf16, settings.gradient_clip
+        kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = kind(self.parameters, settings.learning_rate, fused=True)
+
+    def turn(self, batches: Iterable[Batch]) -> tuple[float, ...]:
+        """Take some steps and return the milliseconds of each but the first."""
+        taken = []
+        waiting = iter(batches)
+        for _ in range(STEPS + 1):
+            start = time.perf_counter()
+            self._step(next(waiting))
+            taken.append((time.perf_counter() - start) * 1e3)
+        return tuple(taken[1:])
+
+    def _step(self, batch: Batch) -> None:
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            loss = self.model.loss(batch)["loss"]
+        torch.autograd.backward(loss)
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class StepClock(L.Callback):
+    """Notes when each step of the trainer begins."""
+
+    def __init__(self) -> None:
+        self.started: list[float] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Note the time, once the device has done what came before."""
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize(trainer.strategy.root_device)
+        self.started.append(time.perf_counter())
+
+
+def _trainer_turn(bench: Bench) -> tuple[float, ...]:
+    """Take some steps by the trainer and return the milliseconds of each but the first."""
+    clock = StepClock()
+    trainer = trainer_for(bench.settings, bench.device, bench.folder, [clock], steps=STEPS + 2)
+    trainer.fit(bench.task, bench.data())
+    gaps = np.diff(clock.started) * 1e3
+    return tuple(float(gap) for gap in gaps[1:])
+
+
+def _timed(bench: Bench, seconds: float) -> dict[str, Turns]:
+    fixed, cached = bench.resident(), bench.cached()
+    plain, half = bench.loop(), bench.loop(bf16=True)
+    tasks: dict[str, Callable[[], tuple[float, ...]]] = {
+        RESIDENT: lambda: plain.turn(repeat(fixed)),
+        CACHE: lambda: plain.turn(cached),
+        TRAINER: lambda: _trainer_turn(bench),
+        BF16: lambda: half.turn(repeat(fixed)),
+    }
+    if not bench.chosen.prep.is_volume:
+        last, turned = bench.loop(memory_format=torch.channels_last), bench.resident(torch.channels_last)
+        tasks[CHANNELS_LAST] = lambda: last.turn(repeat(turned))
+    turns: dict[str, list[tuple[float, ...]]] = {name: [] for name in tasks}
+    until = time.perf_counter() + seconds * len(tasks)
+    while time.perf_counter() < until or any(len(made) < LEAST_TURNS for made in turns.values()):
+        for name, task in tasks.items():
+            turns[name].append(task())
+    return {name: Turns(tuple(made)) for name, made in turns.items()}

@@ -25,8 +25,10 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True))
-@click.option("--io", "measure_io", is_flag=True, help="Decode + prepare beside bare pydicom.")
-@click.option("--epoch", is_flag=True, help="An epoch over the cache beside one over tensors in memory.")
+@click.option(
+    "--io", "measure_io", is_flag=True, help="Decode + prepare of every encoding beside its floors; or of FILES."
+)
+@click.option("--epoch", is_flag=True, help="Training steps over the cache, by the trainer, in bf16.")
 @click.option("--step", is_flag=True, help="Time and peak memory of a training step.")
 @click.option("--all", "every_model", is_flag=True, help="Engines over a small run of every model; a page of it.")
 @click.option("--check", is_flag=True, help="Fail where an engine is slower than --docs says.")
@@ -34,15 +36,13 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 @click.option("--threads-list", "threads", callback=_numbers, help="Of engines. [default: every core]")
 @click.option("--engine", "only", multiple=True, help="Repeatable. [default: every one that runs here]")
 @click.option("--cold/--no-cold", default=True, help="Start each engine in a process of its own too. [default: cold]")
-@click.option(
-    "--out", "to", type=NEW_FOLDER, help="Folder for figures of engines and servers: JSON, CSV, Markdown, plots."
-)
+@click.option("--out", "to", type=NEW_FOLDER, help="Folder for the figures: JSON, CSV, Markdown, plots.")
 @click.option("--docs", type=NEW_FOLDER, default="docs", show_default=True, help="Of --all and --check.")
 @click.option("--runs", type=NEW_FOLDER, default="runs/bench", show_default=True, help="Where --all keeps its runs.")
 @click.option("--model", "models", multiple=True, help="Repeatable. [default: ae; of --all and --check every one]")
 @click.option("--batch", type=click.IntRange(1), help="[default: 2 for --step, 8 for --overhead]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto; of engines and --step.")
-@click.option("--rounds", type=click.IntRange(1), help="[default: 300 for --io, 5 for others, 3 for --overhead]")
+@click.option("--rounds", type=click.IntRange(1), help="Of --overhead. [default: 3]")
 @click.option("--http", metavar="URL|ARTIFACT", help="Load on a running server, or an artifact served in several ways.")
 @click.option("--litserve", is_flag=True, help="Of --http ARTIFACT: LitServe, too.")
 @click.option("--overhead", metavar="ARTIFACT", type=FOLDER, help="What serving costs beside its parts.")
@@ -50,7 +50,8 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1),
-    help="Of each number of clients [default: 60], or of each engine, batch size and number of threads [default: 3].",
+    help="Of each number of clients [default: 60], or of each engine, batch size and number of threads "
+    "[default: 3]; of each task of --io [default: 0.2] and --epoch [default: 3].",
 )
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Of --overhead.")
 @click.option("--store", type=FOLDER, default=STORE, show_default=True, help="Where a local server keeps its tokens.")
@@ -83,8 +84,8 @@ def bench(
     """Time what answering, decoding, preparing, training and serving cost, in turns with what it is held against.
 
     FILES are artifacts (or runs): every engine that runs here is measured over each, from PyTorch to onnxruntime,
-    OpenVINO and TensorRT. --io, --http and --overhead read files instead; without any, one 512x512 16-bit uncompressed
-    phantom slice. A folder is one series.
+    OpenVINO and TensorRT. --io, --http and --overhead read files instead; without any, --io makes a slice in every
+    encoding, the others one of 512x512, 16 bit and uncompressed. A folder is one series.
     """
     if how["http"] or how["overhead"]:
         from medad_serve.cli.loadbench import bench_serving
@@ -103,7 +104,8 @@ def bench(
             models=models,
             batch=batch or 2,
             device=device,
-            rounds=rounds,
+            seconds=seconds,
+            to=to,
             as_json=as_json,
         )
         return

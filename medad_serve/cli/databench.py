@@ -1,19 +1,23 @@
-"""``bench --io``, ``--epoch`` and ``--step``: what data and training cost, printed."""
+"""``bench --io``, ``--epoch`` and ``--step``: what data and training cost, printed and written."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from medad_serve.bench.io import bench_io, slice_bytes
-from medad_serve.bench.timing import Timings
-from medad_serve.bench.training import bench_epoch, bench_step
+from medad_serve.bench.codecs import bench_codecs
+from medad_serve.bench.io import SECONDS, bench_dicom, bench_files, bench_given
+from medad_serve.bench.machine import this_machine
+from medad_serve.bench.measurements import record, write_tables
+from medad_serve.bench.step import bench_steps
+from medad_serve.bench.tables import Table
+from medad_serve.bench.training import bench_training
+from medad_serve.bench.writing import refuse_other
 from medad_serve.cli.console import out, table
-from medad_serve.models import family
+from medad_serve.models import Family, families, family
+
+TRAINING_SECONDS = 3.0
 
 
 def bench_data(
@@ -25,33 +29,38 @@ def bench_data(
     models: Sequence[str],
     batch: int,
     device: str,
-    rounds: int | None,
+    seconds: float | None,
+    to: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure what is asked for and print it."""
-    chosen = [family(name) for name in models or ("ae",)]
-    found: dict[str, Timings] = {}
+    """Measure what is asked for, print it, and write it into the folder ``to``."""
+    if to is not None:
+        refuse_other(to)
+    chosen = [family(name) for name in models]
+    made: list[Table] = []
     if measure_io:
-        found["io"] = bench_io([f.read_bytes() for f in files] or [slice_bytes()], chosen[0], rounds or 300)
+        made += _io_tables(files, (chosen or [family("ae")])[0], seconds or SECONDS)
     if epoch:
-        found["epoch"] = bench_epoch(chosen[0], rounds=rounds or 5)
-    steps = {each.name: asdict(bench_step(each, batch=batch, device=device)) for each in chosen if step}
+        made.append(bench_training(chosen or list(families().values()), seconds=seconds or TRAINING_SECONDS))
+    if step:
+        made.append(bench_steps(chosen or [family("ae")], batch=batch, device=device))
+    if to is not None:
+        write_tables(made, to)
     if as_json:
-        out.print(json.dumps({**found, **({"step": steps} if step else {})}, indent=1), markup=False)
+        out.print(json.dumps(record(made, this_machine()), indent=1), markup=False)
         return
-    out.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", markup=False)
-    for name, timings in found.items():
-        _print_timings(name, timings)
-    if steps:
-        rows = table(f"training step, batch {batch}", "model", "median ms", "peak GiB")
-        for name, cost in steps.items():
-            rows.add_row(name, f"{cost['milliseconds']:.0f}", f"{cost['peak_gib']:.2f}")
+    out.print(this_machine().kind, markup=False)
+    for each in made:
+        rows = table(each.title, *each.columns)
+        for row in each.shown():
+            rows.add_row(*row)
         out.print(rows)
 
 
-def _print_timings(name: str, timings: Timings) -> None:
-    floor = next(ms for task, ms in timings.items() if task.startswith("floor"))
-    rows = table(name, "task", "median ms", "x floor")
-    for task, ms in timings.items():
-        rows.add_row(task, f"{ms:.3f}", f"{ms / floor:.2f}")
-    out.print(rows)
+def _io_tables(files: Sequence[Path], chosen: Family, seconds: float) -> Iterator[Table]:
+    if files:
+        yield bench_given([file.read_bytes() for file in files], chosen, seconds=seconds)
+        return
+    yield bench_dicom(seconds=seconds)
+    yield bench_files(seconds=seconds)
+    yield bench_codecs(seconds=seconds)
