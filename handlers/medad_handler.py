@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_ANSWER_BYTES = 6_553_500
 """TorchServe's own max_response_size."""
 DEFAULT_RESPONSE_TIMEOUT_S = 120
+LATER = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE)
+RETRY_AFTER_S = "1"
 SHARE = 0.8
 """Of the response timeout, after which TorchServe ends the worker: nothing is begun that does not end within it."""
 
@@ -85,6 +87,8 @@ class MedadHandler:
             context.set_response_content_type(index, "application/json")
             if isinstance(answer, InputError) and status == HTTPStatus.INTERNAL_SERVER_ERROR:
                 logger.error("answered 500: %s", answer.message)
+            if status in LATER:
+                context.set_response_header(index, "Retry-After", RETRY_AFTER_S)
             told.append((int(status), answer))
             bodies.append(body)
         losses = self.decoder.losses if self.decoder else NO_LOSSES

@@ -15,6 +15,8 @@ import pytest
 from ts.context import Context, RequestProcessor
 from ts.utils.util import list_classes_from_module
 
+from medad_serve.deadline import Postponed
+from medad_serve.errors import InputError
 from medad_serve.handlers import medad_handler
 from medad_serve.handlers.medad_handler import MedadHandler
 from medad_serve.io import decode
@@ -198,6 +200,15 @@ def test_what_comes_too_late_is_told_to_come_again(
     codes, (fault, _) = ask(handler, [row(ct), row(ct)])
     assert codes == [503, 503]
     assert fault["error"]["hint"] == "Send it again"
+
+
+def test_only_what_may_be_sent_again_is_told_when(handler: MedadHandler, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = make_context(Path())
+    context.request_processor = [RequestProcessor({}) for _ in range(3)]
+    answers = [Postponed(), InputError(507, "no memory left", "Send it again"), InputError(413, "too large")]
+    monkeypatch.setattr(handler.predictor, "predict", lambda *_: answers)
+    handler.handle([row(b"x")] * 3, context)
+    assert [context.get_response_headers(i).get("Retry-After") for i in range(3)] == ["1", "1", None]
 
 
 def test_cores_are_shared_among_the_workers_and_the_gpu_is_the_one_assigned(
