@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medad_serve.bench.catalogue import small_artifact
+from medad_serve.bench.codecs import bench_codecs
 from medad_serve.bench.document import page
 from medad_serve.bench.guard import (
     FILE,
@@ -18,13 +19,16 @@ from medad_serve.bench.guard import (
     read_ratios,
     settle,
 )
+from medad_serve.bench.io import bench_dicom, bench_files
 from medad_serve.bench.machine import this_machine
 from medad_serve.bench.measure import Plan, bench_engines
 from medad_serve.bench.results import Report
 from medad_serve.bench.tables import Table
+from medad_serve.bench.training import bench_training
 from medad_serve.bench.writing import refuse_other, write_files
 from medad_serve.errors import MedadError
 from medad_serve.files import whole_directory, write_whole
+from medad_serve.models import family
 
 FOLDER, PAGE = "benchmarks", "benchmarks.md"
 GUARD_SECONDS = 1.0
@@ -48,12 +52,15 @@ def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say:
             say(f"{name}: two passes for the ratios")
             passes[name] = _ratios(artifact), _ratios(artifact)
     report = Report(machine=machine, seconds=plan.seconds, benchmarks=tuple(benchmarks))
+    data = _data_tables(models, plan, say) if passes else []
     ratios = settle(passes, machine.kind, GUARD_SECONDS) if passes else None
     with whole_directory(folder) as beside:
         write_files(report, beside)
+        for table in data:
+            write_whole(beside / f"{table.name}.csv", table.csv())
         if ratios:
             write_whole(beside / FILE, ratios.model_dump_json(indent=1) + "\n")
-    more = [_noise(ratios)] if ratios else []
+    more = [*data, _noise(ratios)] if ratios else data
     command = "make bench" if plan.device == "cpu" else "make bench-gpu"
     write_whole(docs / PAGE, page(report, command=command, plots=f"{FOLDER}/", more=more))
     return report
@@ -75,6 +82,14 @@ def check_all(models: Sequence[str], home: Path, docs: Path, *, say: Say) -> lis
             first = better_of(first, compare(before, name, _ratios(artifact)))
         found += first
     return found
+
+
+def _data_tables(models: Sequence[str], plan: Plan, say: Say) -> list[Table]:
+    """Return what decoding, preparing and training steps cost."""
+    say("decoding and preparing, beside floors and other pipelines")
+    decoding = [bench_dicom(), bench_files(), bench_codecs()]
+    say("training steps, from memory and through the trainer")
+    return [*decoding, bench_training([family(name) for name in models], seconds=plan.seconds, device=plan.device)]
 
 
 def _ratios(artifact: Path) -> dict[str, float]:

@@ -10,6 +10,7 @@ from medad_serve.bench.results import Benchmark
 from medad_serve.report.figure import drawn
 
 _REFERENCE, _OTHER = "tab:gray", "tab:blue"
+_MARKERS = {"float32": "o", "float16": "^", "bfloat16": "s", "int8": "v", "int8-bfloat16": "D"}
 _ROW = 0.22
 """Inches of the figure for each engine."""
 
@@ -18,7 +19,7 @@ def plot_benchmark(benchmark: Benchmark, path: Path) -> None:
     """Draw latency by engine at the smallest batch beside throughput at every batch, with the most threads."""
     threads = max(count for _, count in benchmark.settings)
     batches = [batch for batch, count in benchmark.settings if count == threads]
-    with drawn(path, 8, 1 + _ROW * len(benchmark.measured)) as figure:
+    with drawn(path, 9, 1 + _ROW * len(benchmark.measured)) as figure:
         latency, throughput = figure.subplots(1, 2)
         _draw_latency(latency, benchmark, min(batches), threads)
         _draw_throughput(throughput, benchmark, batches, threads)
@@ -36,10 +37,11 @@ def _draw_latency(axes: Axes, benchmark: Benchmark, batch: int, threads: int) ->
 
 
 def _draw_throughput(axes: Axes, benchmark: Benchmark, batches: list[int], threads: int) -> None:
+    engines = list(dict.fromkeys(each.engine for each in benchmark.measured))
     for each in benchmark.measured:
         timed = [(batch, t.items_per_s) for batch in batches if (t := each.at(batch, threads))]
-        color, line = (_REFERENCE, "--") if each.label == benchmark.reference else (None, "-")
         sizes, rates = [batch for batch, _ in timed], [rate for _, rate in timed]
-        axes.plot(sizes, rates, marker="o", label=each.label, color=color, linestyle=line)
-    axes.set(title="throughput", xlabel="batch", ylabel="items/s", xticks=batches, ylim=(0, None))
-    axes.legend(fontsize=6)
+        color, marker = f"C{engines.index(each.engine)}", _MARKERS.get(each.precision, "x")
+        axes.plot(sizes, rates, marker=marker, color=color, label=each.label, markersize=4)
+    axes.set(title="throughput", xlabel="batch", ylabel="items/s", xticks=batches, yscale="log")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=6)

@@ -14,6 +14,7 @@ from medad_serve.bench.everything import FOLDER, PAGE
 from medad_serve.bench.guard import FILE, Ratios
 from medad_serve.bench.machine import this_machine
 from medad_serve.bench.results import Report
+from medad_serve.bench.tables import Table
 from medad_serve.cli.bench import bench
 
 FEW = ("--engine", "PyTorch eager", "--engine", "onnxruntime", "--batches", "1,2", "--seconds", "0.1", "--no-cold")
@@ -56,6 +57,9 @@ def docs(tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """Where the small artifact stands for that of a model made for it."""
     monkeypatch.setattr(everything, "small_artifact", lambda *_, **__: artifact)
     monkeypatch.setattr(everything, "GUARD_SECONDS", 0.1)
+    monkeypatch.setattr(
+        everything, "_data_tables", lambda *_: [Table("data", "Data", ("of", "ms"), (("decode", 1.5),))]
+    )
     return tmp_path / "docs"
 
 
@@ -67,6 +71,8 @@ def test_every_model_makes_a_page_that_the_check_then_holds_to(docs: Path, tmp_p
     plots = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
     assert plots
     assert all((docs / plot).is_file() for plot in plots)
+    assert "| decode | 1.50 |" in page
+    assert (docs / FOLDER / "data.csv").read_text() == "of,ms\ndecode,1.5\n"
     ratios = Ratios.model_validate_json((docs / FOLDER / FILE).read_bytes())
     assert set(ratios.ratios["ae"]) >= {"onnxruntime, batch 1", "TorchScript, batch 8"}
     generous = ratios.model_copy(update={"tolerance": 0.99})  # a tenth of a second settles nothing about noise
