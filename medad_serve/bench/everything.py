@@ -44,6 +44,7 @@ def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say:
     folder = docs / FOLDER
     refuse_other(folder)
     machine, benchmarks = this_machine(), []
+    data = _data_tables(models, plan, say) if plan.device == "cpu" else []
     passes: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
     for name in models:
         artifact = small_artifact(name, home, say, device=plan.device)
@@ -52,7 +53,6 @@ def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say:
             say(f"{name}: two passes for the ratios")
             passes[name] = _ratios(artifact), _ratios(artifact)
     report = Report(machine=machine, seconds=plan.seconds, benchmarks=tuple(benchmarks))
-    data = _data_tables(models, plan, say) if passes else []
     ratios = settle(passes, machine.kind, GUARD_SECONDS) if passes else None
     with whole_directory(folder) as beside:
         write_files(report, beside)

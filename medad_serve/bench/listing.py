@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medad_serve.bench.results import Benchmark, Measured, Report
-from medad_serve.bench.tables import Cell, Table
+from medad_serve.bench.results import Benchmark, Measured, Report, Timed
+from medad_serve.bench.tables import Cell, Table, shown
 
 
 def speed(benchmark: Benchmark) -> Table:
@@ -124,21 +124,19 @@ def _full(benchmark: Benchmark, each: Measured) -> list[tuple[Cell, ...]]:
 
 
 def fastest(report: Report) -> Table:
-    """Return for each model the reference's latency and the fastest engine, in float32 and in any precision."""
-    columns = ("model", "input", "parameters", "batch", "eager ms", "fastest in float32", "x", "fastest", "x ")
+    """Return for each model and batch size, with the most threads, the fastest engine in float32 and of all."""
+    columns = ("model", "input", "parameters", "batch", "reference ms", "fastest in float32", "fastest of all")
     rows: list[tuple[Cell, ...]] = []
     for benchmark in report.benchmarks:
-        shape = "x".join(map(str, benchmark.shape[1:]))
-        for batch, threads in benchmark.settings:
-            if threads != max(count for _, count in benchmark.settings):
-                continue
-            timed = [(each, t) for each in benchmark.measured if (t := each.at(batch, threads))]
-            float32 = max((pair for pair in timed if pair[0].precision == "float32"), key=lambda pair: pair[1].ratio)
-            best = max(timed, key=lambda pair: pair[1].ratio)
-            rows.append(
-                (
-                    *(benchmark.name, shape, benchmark.parameters, batch, timed[0][1].p50_ms),
-                    *(float32[0].label, float32[1].ratio, best[0].label, best[1].ratio),
-                )
-            )
+        shape, most = "x".join(map(str, benchmark.shape[1:])), max(threads for _, threads in benchmark.settings)
+        for batch in [batch for batch, threads in benchmark.settings if threads == most]:
+            timed = [(each, t) for each in benchmark.measured if (t := each.at(batch, most))]
+            exact = [(each, t) for each, t in timed if each.precision == "float32"]
+            model = (benchmark.name, shape, benchmark.parameters, batch, timed[0][1].p50_ms)
+            rows.append((*model, _best(exact), _best(timed)))
     return Table("fastest", "Fastest engine of each model", columns, tuple(rows))
+
+
+def _best(timed: list[tuple[Measured, Timed]]) -> str:
+    each, t = max(timed, key=lambda pair: pair[1].ratio)
+    return f"{each.label}, {shown(t.ratio)} x"

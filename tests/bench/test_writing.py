@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from medad_serve.bench import writing
-from medad_serve.bench.document import plot_name
-from medad_serve.bench.results import Report
+from medad_serve.bench.document import page, plot_name
+from medad_serve.bench.results import Report, told_apart
 from medad_serve.bench.writing import CSV, PAGE, RECORD, write_report
 from medad_serve.errors import MedadError
 
@@ -93,3 +93,14 @@ def test_a_folder_with_something_else_is_never_replaced(report: Report, tmp_path
     with pytest.raises(MedadError, match="holds something else"):
         write_report(report, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_fastest_of_each_model_are_told(report: Report) -> None:
+    (benchmark,) = report.benchmarks
+    both = report.model_copy(update={"benchmarks": told_apart([benchmark, benchmark])})
+    header, *rows = _rows(page(both, command="make bench"), "model | input")
+    first = dict(zip(header, rows[0], strict=True))
+    assert first["reference ms"] == "10.0"
+    assert first["fastest in float32"] == "PyTorch eager, 1.00 x"
+    assert first["fastest of all"] == "onnxruntime int8, 4.00 x"
+    assert [row[3] for row in rows] == ["1", "8"] * 2
