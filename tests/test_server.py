@@ -238,6 +238,11 @@ def test_a_damaged_archive_is_refused_by_name_before_the_start(artifact: Path, t
     assert not server.run_dir.exists()
 
 
+def test_an_archive_that_is_not_there_is_named_and_those_that_are(store: Path) -> None:
+    with pytest.raises(MedadError, match=r"holds no other\. It holds: script, tiny"):
+        Server(store, Ports.free()).start(["tiny", "other"])
+
+
 def test_a_store_without_archives_says_so(tmp_path: Path) -> None:
     with pytest.raises(MedadError, match="holds no archive"):
         Server(tmp_path, Ports.free()).start()

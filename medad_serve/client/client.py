@@ -25,6 +25,8 @@ Source = bytes | Path | Sequence[Path]
 """Bytes of a file, a file, or the files of one series."""
 REFUSED = "InvalidKeyException"
 """What TorchServe calls a missing, wrong or expired token, with status 400."""
+TLS_ALONE = "only accepts HTTPS"
+"""What TorchServe answers to plain HTTP, with status 403."""
 RENEWALS = 5
 RETRIES = Retries()
 _LATER = (502, 503, 504, 507)
@@ -208,6 +210,8 @@ def _content(answer: httpx.Response, model: str) -> Answer:
         raise _unavailable(answer, said)
     if is_own:
         return dict(said)
+    if status == 403 and TLS_ALONE in answer.text:
+        raise MedadError("the server speaks TLS alone", "Ask it by https://, with --ca FILE")
     if status == 404:
         raise MedadError(f"the server has no model {model!r}", "Start it with: medad-serve serve --model NAME")
     if status == 413:

@@ -69,11 +69,12 @@ class Management:
             if answer.status_code == 404 and missing is not None:
                 return missing
             if answer.status_code != 200:
-                raise MedadError(f"{self.url} answers {answer.status_code}", "Check address and --key-file")
+                raise _refusal(self.url, answer.status_code)
             return answer.json()
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
-            raise MedadError(f"no management API answers at {self.url} ({reason})", "Is the server started?") from None
+            fault = f"no management API answers at {self.url} ({reason})"
+            raise MedadError(fault, "Check that it runs, the address, and --ca for https") from None
         except (OSError, ValueError, KeyError, TypeError):  # of the key file, or of an answer that is none
             raise MedadError(f"{self.url} cannot be asked with {self.key_file}", "Check address and file") from None
 
@@ -82,3 +83,11 @@ class Management:
         if self.key_file is not None:
             headers = {"Authorization": f"Bearer {json.loads(self.key_file.read_text())[key]['key']}"}
         return self._http.get(f"{self.url}{path}", headers=headers)
+
+
+def _refusal(url: str, status: int) -> MedadError:
+    if status == 400:
+        return MedadError(f"{url} refuses the key", "Name the server's key_file.json with --key-file")
+    if status == 403 and url.startswith("http:"):  # what TorchServe says to whoever does not speak TLS
+        return MedadError(f"{url} speaks TLS", "Ask it by https:// with --ca FILE")
+    return MedadError(f"{url} answers {status}", "Check that it is the management address")

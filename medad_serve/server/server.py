@@ -190,9 +190,12 @@ class Server:
 
     def _verified(self, named: list[str]) -> list[str]:
         """Return the models to serve; one that nobody named costs the others nothing where it does not verify."""
-        found = named or sorted(mar.stem for mar in self.store.glob("*.mar"))
-        if not found:
+        there = sorted(mar.stem for mar in self.store.glob("*.mar"))
+        if not there:
             raise MedadError(f"{self.store} holds no archive", "Run: medad-serve archive ARTIFACT")
+        if missing := [name for name in named if name not in there]:
+            raise MedadError(f"{self.store} holds no {', '.join(missing)}", f"It holds: {', '.join(there)}")
+        found = named or there
         self.refused = {}
         for name in found:
             try:

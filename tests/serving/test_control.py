@@ -21,7 +21,7 @@ from medad_serve.cli.main import cli
 from medad_serve.client import Client
 from medad_serve.errors import MedadError
 from medad_serve.export.archive import archive
-from medad_serve.server import Ports, Server, Tls
+from medad_serve.server import Management, Ports, Server, Tls
 from medad_serve.server.tls import trusting
 
 pytestmark = pytest.mark.server
@@ -172,6 +172,15 @@ def test_grpc_asks_for_the_token_too(server: Server, pair: Tls) -> None:
 def test_clients_must_know_the_certificate(server: Server, pair: Tls, dicom_files: list[Path]) -> None:
     with Client(server.url("inference"), key_file=server.key_file, ca=pair.certificate) as client:
         assert "score" in client.predict(dicom_files[0], "good")
+    plain = server.url("inference").replace("https", "http")
+    with Client(plain, key_file=server.key_file) as client, pytest.raises(MedadError, match=r"speaks TLS.*https://"):
+        client.predict(dicom_files[0], "good")
+    speaks_tls = pytest.raises(MedadError, match=r"speaks TLS.*https://")
+    with Management(server.url("management").replace("https", "http"), None) as there, speaks_tls:
+        there.models()
+    no_key = pytest.raises(MedadError, match="refuses the key")
+    with Management(server.url("management"), None, trusting(pair.certificate)) as there, no_key:
+        there.models()
     for kind in ("inference", "management", "metrics"):
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             httpx.get(server.url(kind), trust_env=False)
