@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,30 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+class Batches:
+    """Batches of a loader, each fetched while the one before is learned from.
+
+    A thread is enough: what is waited for is the disk, where the cache is larger than memory, and the copy into pinned
+    memory. The items and their order are the loader's own.
+    """
+
+    def __init__(self, loader: DataLoader[Batch]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self.loader)
+        # The order is drawn with the first batch, from the generator that the model uses too: here, in its turn.
+        waiting = next(batches, None)
+        with ThreadPoolExecutor(1, "batches") as thread:
+            while waiting is not None:
+                coming = thread.submit(next, batches, None)
+                yield waiting
+                waiting = coming.result()
+
+
 def loader(
     tensor: NDArray[np.float32],
     labels: NDArray[np.int64],
@@ -43,16 +68,20 @@ def loader(
     batch_size: int,
     *,
     shuffle: bool = False,
-) -> DataLoader[Batch]:
-    """Iterate batches of the rows.
+    pinned: bool = False,
+) -> Batches:
+    """Iterate batches of the rows, ``pinned`` in memory that a GPU copies from by itself.
 
     No worker processes: a gather from the page cache costs less than handing tensors over. A short last
     batch is dropped in training, where batch norm cannot use a single item.
     """
-    return DataLoader(
-        PreparedRows(tensor, labels, rows),
-        batch_size=batch_size,
-        shuffle=shuffle,
-        drop_last=shuffle and len(rows) > batch_size,
-        collate_fn=_as_it_is,
+    return Batches(
+        DataLoader(
+            PreparedRows(tensor, labels, rows),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=shuffle and len(rows) > batch_size,
+            collate_fn=_as_it_is,
+            pin_memory=pinned,
+        )
     )

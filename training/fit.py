@@ -229,11 +229,12 @@ def _train(job: Job, say: Say, more: Sequence[Callback], loggers: list[Logger] |
     device = device_for(config.device)
     trainer = trainer_for(settings, device, folder, callbacks, steps=steps, loggers=loggers)
     last = folder / LAST
-    watched = loader(job.data.tensor, job.data.labels, job.validation, settings.batch_size)
+    gpu, size = device.type == "cuda", settings.batch_size
+    watched = loader(job.data.tensor, job.data.labels, job.validation, size, pinned=gpu)
     try:
         trainer.fit(
             task,
-            loader(job.data.tensor, job.data.labels, job.train, settings.batch_size, shuffle=True),
+            loader(job.data.tensor, job.data.labels, job.train, size, shuffle=True, pinned=gpu),
             watched,
             ckpt_path=str(last) if _readable(last) else None,
         )

@@ -16,7 +16,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from medad_serve.bench.tables import Cell, Table
 from medad_serve.bench.timing import LEAST_TURNS, Turns
@@ -24,7 +23,7 @@ from medad_serve.models import AnomalyModel, Batch, Family
 from medad_serve.models.base import device_for
 from medad_serve.spec import read_yaml
 from medad_serve.training.augment import Augment, AugmentSettings
-from medad_serve.training.batches import loader
+from medad_serve.training.batches import Batches, loader
 from medad_serve.training.config import TrainSettings
 from medad_serve.training.fit import quiet, trainer_for
 from medad_serve.training.task import DetectorTask
@@ -78,7 +77,8 @@ def _settings(chosen: Family) -> TrainSettings:
     """Return the model's own training settings, with the augmentation of its recipe and a batch that is cut."""
     settings = TrainSettings(**{"augment": _recipe_augment(chosen.name), **chosen.train})
     most = max(2, MOST_VALUES // math.prod(chosen.shape(chosen.prep)))
-    return settings.model_copy(update={"batch_size": min(settings.batch_size, most)})
+    # a plateau watches figures of a validation, which there is none of
+    return settings.model_copy(update={"batch_size": min(settings.batch_size, most), "scheduler": "constant"})
 
 
 def _recipe_augment(name: str) -> Mapping[str, Any]:
@@ -110,10 +110,10 @@ class Bench:
         asked = self.settings.augment
         return None if asked == AugmentSettings() else Augment(asked, 0, self.chosen.prep.values)
 
-    def data(self) -> DataLoader[Batch]:
-        """Return the loader of the trainer over the cache."""
-        rows = np.arange(len(self.labels))
-        return loader(self.tensor, self.labels, rows, self.settings.batch_size, shuffle=True)
+    def data(self) -> Batches:
+        """Return the batches of the trainer over the cache."""
+        rows, pinned = np.arange(len(self.labels)), self.device.type == "cuda"
+        return loader(self.tensor, self.labels, rows, self.settings.batch_size, shuffle=True, pinned=pinned)
 
     def resident(self, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
         """Return one batch that lies on the device."""

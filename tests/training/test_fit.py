@@ -54,10 +54,10 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """The rows that training really gets, one array a fit."""
     rows: list[np.ndarray] = []
 
-    def spy(tensor, labels, given, batch_size, *, shuffle=False):
+    def spy(tensor, labels, given, batch_size, *, shuffle=False, pinned=False):
         if shuffle:
             rows.append(np.asarray(given))
-        return loader(tensor, labels, given, batch_size, shuffle=shuffle)
+        return loader(tensor, labels, given, batch_size, shuffle=shuffle, pinned=pinned)
 
     monkeypatch.setattr(fit_module, "loader", spy)
     return rows
@@ -193,15 +193,6 @@ def test_files_that_fail_are_counted_before_training(cq500: Path, tmp_path: Path
             file.write_bytes(b"no scan")
     with pytest.raises(MedadError, match="takes 4 healthy patients to calibrate, 1 are usable"):
         fit(run, run.prepared())
-
-
-def test_batches_are_gathered_rows() -> None:
-    tensor = np.arange(40, dtype=np.float32).reshape(10, 1, 2, 2)
-    batches = list(loader(tensor, np.arange(10) % 2, np.array([1, 4, 9]), 2))
-    assert [len(b.x) for b in batches] == [2, 1]
-    assert np.array_equal(torch.cat([b.x for b in batches]).numpy(), tensor[[1, 4, 9]])
-    assert torch.cat([b.rows for b in batches]).tolist() == [1, 4, 9]
-    assert torch.cat([b.labels for b in batches]).tolist() == [1, 0, 1]
 
 
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
