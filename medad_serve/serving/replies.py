@@ -73,7 +73,8 @@ _REPLY: TypeAdapter[_Decoded | _Refused] = TypeAdapter(
 def encode_reply(reply: Pixels | InputError) -> tuple[bytes, list[memoryview]]:
     """Return what was decoded, or why it was not, as a short body and the bytes of arrays."""
     if isinstance(reply, InputError):
-        refused = _Refused(code=int(reply.code), message=reply.message, hint=reply.hint)
+        message = reply.message[:_LONGEST_TEXT]  # of a series it names every reason
+        refused = _Refused(code=int(reply.code), message=message, hint=reply.hint)
         return refused.model_dump_json().encode(), []
     lut = reply.facts.voi if isinstance(reply.facts.voi, Lut) else None
     given: dict[_Part, NDArray[Any] | None] = {

@@ -97,6 +97,12 @@ def test_a_refusal_arrives_as_it_was() -> None:
     assert found.to_json() == InputError(415, "no", "do").to_json()
 
 
+def test_a_refusal_of_many_reasons_arrives_cut() -> None:
+    found = decode_reply(*sent(InputError(400, "; ".join(map(str, range(1000))), "do")), DEFAULT_LIMITS)
+    assert isinstance(found, InputError)
+    assert (found.code, found.message[:10], len(found.message)) == (400, "0; 1; 2; 3", 1000)
+
+
 @given(st.binary(max_size=200), st.lists(st.binary(max_size=64), max_size=3))
 def test_bytes_are_no_reply(body: bytes, parts: list[bytes]) -> None:
     assert read(body, [memoryview(bytearray(part)) for part in parts]) is None
