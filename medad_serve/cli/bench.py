@@ -85,7 +85,7 @@ def bench(
 
     FILES are artifacts (or runs): every engine that runs here is measured over each, from PyTorch to onnxruntime,
     OpenVINO and TensorRT. --io, --http and --overhead read files instead; without any, --io makes a slice in every
-    encoding, the others one of 512x512, 16 bit and uncompressed. A folder is one series.
+    encoding, the others one of 512x512, 16 bit and uncompressed. Of a folder, a series is one request.
     """
     if how["http"] or how["overhead"]:
         from medad_serve.cli.loadbench import bench_serving

@@ -22,8 +22,7 @@ def find_key_file(url: str = URL, store: Path = Path("model_store")) -> Path | N
     """Return the token file of a server on this machine: where it is named, or where servers put it."""
     if named := os.environ.get("MEDAD_KEY_FILE"):
         return Path(named)
-    port = urlsplit(url).port or 80
-    places = (store / f".server-{port}", Path(), store)
+    places = (store / f".server-{_port(url)}", Path(), store)
     return next((p / "key_file.json" for p in places if (p / "key_file.json").is_file()), None)
 
 
@@ -107,4 +106,9 @@ def _management_url(url: str, key_file: Path | None) -> str:
             if line.startswith("management_address="):
                 return line.partition("=")[2].strip().replace("//0.0.0.0", "//127.0.0.1")
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}:{(parts.port or 80) + 1}"
+    return f"{parts.scheme}://{parts.hostname}:{_port(url) + 1}"
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or {"https": 443}.get(parts.scheme, 80)

@@ -170,6 +170,10 @@ def test_the_key_file_is_found_where_servers_put_it(tmp_path: Path, monkeypatch:
         Path(place).mkdir(parents=True, exist_ok=True)
         (Path(place) / "key_file.json").write_text("{}")
         assert find_key_file() == Path(place) / "key_file.json"
+    secured = Path("model_store/.server-443/key_file.json")
+    secured.parent.mkdir()
+    secured.write_text("{}")
+    assert find_key_file("https://127.0.0.1") == secured
     monkeypatch.setenv("MEDAD_KEY_FILE", "/elsewhere.json")
     assert find_key_file() == Path("/elsewhere.json")
 
