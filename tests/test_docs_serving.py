@@ -109,7 +109,7 @@ def test_options_and_their_defaults_are_those_of_the_commands() -> None:
             for flag in option.opts:
                 known.setdefault(flag, set()).add(option.default)
     others = {"--data-binary", "--network", "--rm", "--init", "--read-only", "--tmpfs", "--stop-timeout", "--data"}
-    others |= {"--now", "--system", "--home-dir", "--shell"}
+    others |= {"--now", "--system", "--home-dir", "--shell", "--restart"}
     assert set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", TEXT)) <= known.keys() | others
     table = re.findall(r"^\| `(--[a-z-]+)` \| (\d+) \|", SECTIONS["Tuning"], re.MULTILINE)
     assert len(table) == 4
