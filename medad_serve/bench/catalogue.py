@@ -22,9 +22,9 @@ from medad_serve.training.config import known_keys, resolve
 from medad_serve.training.fit import fit
 from medad_serve.training.run import Run, create_run, same_run
 
-HEALTHY, ABNORMAL = 16, 6
-"""Patients of each phantom: fewest that leave five for calibration and some for each other role."""
-SPLIT = ("split.train=0.35", "split.validation=0.1", "split.calibration=0.35")
+HEALTHY, ABNORMAL = 20, 6
+"""Patients of each phantom: five healthy ones for each role, so that scores which validation scales have a scale."""
+SPLIT = ("split.train=0.25", "split.validation=0.25", "split.calibration=0.25")
 CALIBRATION = ("calibration.method=held_out", "calibration.policy=specificity=0.8")
 """Five healthy patients carry this policy."""
 MADE = "exported-by.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medad_serve.bench.catalogue import small_artifact
@@ -22,7 +23,7 @@ from medad_serve.bench.guard import (
 from medad_serve.bench.io import bench_dicom, bench_files
 from medad_serve.bench.machine import this_machine
 from medad_serve.bench.measure import Plan, bench_engines
-from medad_serve.bench.results import Report
+from medad_serve.bench.results import Benchmark, Report
 from medad_serve.bench.tables import Table
 from medad_serve.bench.training import bench_training
 from medad_serve.bench.writing import refuse_other, write_files
@@ -36,34 +37,60 @@ GUARD_SECONDS = 1.0
 Say = Callable[[str], None]
 
 
+@dataclass
+class _Found:
+    """What was measured so far."""
+
+    data: list[Table]
+    benchmarks: list[Benchmark] = field(default_factory=list)
+    passes: dict[str, tuple[dict[str, float], dict[str, float]]] = field(default_factory=dict)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
 def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say: Say) -> Report:
     """Benchmark small runs of the models, made below ``home``, and write the page, its plots and the ratios.
 
-    Everything is measured before anything is written.
+    Everything is measured before anything is written. A model that cannot be exported is told on the page.
     """
-    folder = docs / FOLDER
-    refuse_other(folder)
-    machine, benchmarks = this_machine(), []
-    data = _data_tables(models, plan, say) if plan.device == "cpu" else []
-    passes: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+    refuse_other(docs / FOLDER)
+    machine = this_machine()
+    found = _Found(_data_tables(models, plan, say) if plan.device == "cpu" else [])
     for name in models:
-        artifact = small_artifact(name, home, say, device=plan.device)
-        benchmarks.append(bench_engines(artifact, plan, say))
-        if plan.device == "cpu":
-            say(f"{name}: two passes for the ratios")
-            passes[name] = _ratios(artifact), _ratios(artifact)
-    report = Report(machine=machine, seconds=plan.seconds, benchmarks=tuple(benchmarks))
-    ratios = settle(passes, machine.kind, GUARD_SECONDS) if passes else None
-    with whole_directory(folder) as beside:
-        write_files(report, beside)
-        for table in data:
-            write_whole(beside / f"{table.name}.csv", table.csv())
-        if ratios:
-            write_whole(beside / FILE, ratios.model_dump_json(indent=1) + "\n")
-    more = [*data, _noise(ratios)] if ratios else data
-    command = "make bench" if plan.device == "cpu" else "make bench-gpu"
-    write_whole(docs / PAGE, page(report, command=command, plots=f"{FOLDER}/", more=more))
+        _bench_one(name, home, plan, say, found)
+    if not found.benchmarks:
+        raise MedadError("no model could be measured", "; ".join(f"{name}: {why}" for name, why in found.left_out))
+    report = Report(machine=machine, seconds=plan.seconds, benchmarks=tuple(found.benchmarks))
+    _write(report, found, docs, "make bench" if plan.device == "cpu" else "make bench-gpu")
     return report
+
+
+def _bench_one(name: str, home: Path, plan: Plan, say: Say, found: _Found) -> None:
+    try:
+        artifact = small_artifact(name, home, say, device=plan.device)
+    except MedadError as error:
+        found.left_out.append((name, str(error)))
+        say(f"{name}: left out: {error}")
+        return
+    found.benchmarks.append(bench_engines(artifact, plan, say))
+    if plan.device == "cpu":
+        say(f"{name}: two passes for the ratios")
+        found.passes[name] = _ratios(artifact), _ratios(artifact)
+
+
+def _write(report: Report, found: _Found, docs: Path, command: str) -> None:
+    more = [*found.data]
+    with whole_directory(docs / FOLDER) as folder:
+        write_files(report, folder)
+        for table in found.data:
+            write_whole(folder / f"{table.name}.csv", table.csv())
+        if found.passes:
+            ratios = settle(found.passes, report.machine.kind, GUARD_SECONDS)
+            write_whole(folder / FILE, ratios.model_dump_json(indent=1) + "\n")
+            more.append(_noise(ratios))
+    if found.left_out:
+        title = "Models that were not measured"
+        more.insert(0, Table("left-out", title, ("model", "why"), tuple(found.left_out)))
+    write_whole(docs / PAGE, page(report, command=command, plots=f"{FOLDER}/", more=more))
 
 
 def check_all(models: Sequence[str], home: Path, docs: Path, *, say: Say) -> list[Compared]:

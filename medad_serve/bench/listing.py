@@ -133,7 +133,7 @@ def fastest(report: Report) -> Table:
             timed = [(each, t) for each in benchmark.measured if (t := each.at(batch, most))]
             exact = [(each, t) for each, t in timed if each.precision == "float32"]
             model = (benchmark.name, shape, benchmark.parameters, batch, timed[0][1].p50_ms)
-            rows.append((*model, _best(exact), _best(timed)))
+            rows.append((*model, _best(exact) if exact else None, _best(timed)))
     return Table("fastest", "Fastest engine of each model", columns, tuple(rows))
 
 

@@ -23,7 +23,7 @@ def bench_artifacts(
     paths: Sequence[Path], *, seconds: float | None, to: Path | None, as_json: bool, **how: Any
 ) -> None:
     """Measure every engine over artifacts (or the runs that they lie in); print, and write where ``to`` says."""
-    from medad_serve.artifact import locate
+    from medad_serve.artifact import load_manifest, locate
     from medad_serve.bench.machine import this_machine
     from medad_serve.bench.measure import bench_engines
     from medad_serve.bench.results import Report, told_apart
@@ -32,8 +32,10 @@ def bench_artifacts(
     plan = _plan(seconds, **how)
     if to is not None:
         refuse_other(to)
-    machine = this_machine()
-    benchmarks = told_apart([bench_engines(locate(path), plan, say) for path in paths])
+    machine, artifacts = this_machine(), [locate(path) for path in paths]
+    for artifact in artifacts:
+        load_manifest(artifact)  # a fault of the last is told before the first takes its minutes
+    benchmarks = told_apart([bench_engines(artifact, plan, say) for artifact in artifacts])
     report = Report(machine=machine, seconds=plan.seconds, benchmarks=benchmarks)
     if to is not None:
         write_report(report, to)

@@ -16,6 +16,7 @@ from medad_serve.bench.machine import this_machine
 from medad_serve.bench.results import Report
 from medad_serve.bench.tables import Table
 from medad_serve.cli.bench import bench
+from medad_serve.errors import MedadError
 
 FEW = ("--engine", "PyTorch eager", "--engine", "onnxruntime", "--batches", "1,2", "--seconds", "0.1", "--no-cold")
 
@@ -46,6 +47,12 @@ def test_without_a_gpu_it_fails_and_says_what_is_missing(artifact: Path) -> None
     assert done.exit_code == 1
     assert "no GPU to measure on: PyTorch finds no CUDA device" in str(done.exception)
     assert "TensorRT" in str(done.exception)
+
+
+def test_a_path_that_is_no_artifact_is_refused_before_anything_is_measured(artifact: Path, tmp_path: Path) -> None:
+    done = _bench(artifact, tmp_path, *FEW)
+    assert "medad.json is missing" in str(done.exception)
+    assert "timing" not in done.output
 
 
 def test_an_unknown_engine_is_refused(artifact: Path) -> None:
@@ -80,6 +87,20 @@ def test_every_model_makes_a_page_that_the_check_then_holds_to(docs: Path, tmp_p
     checked = _bench("--check", "--docs", docs, "--runs", tmp_path, "--json")
     assert checked.exit_code == 0, checked.output
     assert {each["worse"] for each in json.loads(checked.stdout)} == {False}
+
+
+def test_a_model_that_cannot_be_exported_is_told_on_the_page(
+    docs: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(name: str, *_: object, **__: object) -> Path:
+        if name == "vae":
+            raise MedadError("parity: it differs", "Train it longer")
+        return artifact
+
+    monkeypatch.setattr(everything, "small_artifact", made)
+    assert _bench("--all", "--model", "ae", "--model", "vae", *FEW, "--docs", docs).exit_code == 0
+    assert "| vae | parity: it differs. Train it longer |" in (docs / PAGE).read_text()
+    assert "no model could be measured" in str(_bench("--all", "--model", "vae", *FEW, "--docs", docs).exception)
 
 
 def test_a_check_fails_with_a_table_where_an_engine_became_slower(docs: Path, tmp_path: Path) -> None:
