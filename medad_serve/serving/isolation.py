@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from medad_serve.deadline import NEVER, Deadline, Postponed
-from medad_serve.errors import InputError
+from medad_serve.errors import InputError, place_of
 from medad_serve.io import DEFAULT_LIMITS, Limits, Pixels
 from medad_serve.io.guarded import decoded
 from medad_serve.serving.plain import is_plain, plain_members, plain_parts
@@ -101,9 +101,16 @@ class IsolatedDecoder:
     def _decode(self, source: Undecoded, allowed_s: float, deadline: Deadline) -> Pixels | InputError:
         if deadline.left() <= 0:
             return Postponed()
-        here = _without_codec(source, self.limits)
-        if here is not None:
-            return decoded(here, self.limits)
+        try:
+            here = _without_codec(source, self.limits)
+            return self._decode_there(source, allowed_s, deadline) if here is None else decoded(here, self.limits)
+        except MemoryError:
+            return InputError(507, "there is no memory left to decode the input", "Send it again later")
+        except Exception as error:  # a fault of ours must not cost the neighbours their answers
+            fault = f"internal fault while decoding ({type(error).__name__} at {place_of(error)})"
+            return InputError(500, fault, "Report this file's format")
+
+    def _decode_there(self, source: Undecoded, allowed_s: float, deadline: Deadline) -> Pixels | InputError:
         with self._lock:
             until = time.monotonic() + allowed_s
             for _ in range(2):
@@ -113,11 +120,12 @@ class IsolatedDecoder:
                 except TimeoutError:
                     self._lost("hung")
                     return self._too_slow(allowed_s - max(until - deadline.end, 0.0))
-                except MemoryError:
-                    return InputError(507, "there is no memory left for what was decoded", "Send it again later")
                 except (OSError, EOFError, ValueError):
                     was_ready = self._ready
                     status = self._lost("died")
+                except BaseException:  # the reply may still be on its way, and must not become that of the next file
+                    self._replace()
+                    raise
             if not was_ready:
                 return InputError(503, "no decoder process can be started", "Send it again later")
             if status in _KILLED_FROM_OUTSIDE:
@@ -183,12 +191,15 @@ class IsolatedDecoder:
                 status = self._process.wait(1)  # its end of the socket closes just before it is gone
             except subprocess.TimeoutExpired:
                 how = "nonsense"
-        self._end()
         self.losses[how] += 1
         logger.warning("a decoder process was lost and replaced: %s, status %s", how, status)
+        self._replace()
+        return status
+
+    def _replace(self) -> None:
+        self._end()
         with suppress(OSError):  # the next file tries again
             self._start()
-        return status
 
     def _end(self) -> None:
         process, self._process, self._ready = self._process, None, False

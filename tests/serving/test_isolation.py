@@ -209,6 +209,40 @@ def test_a_decoder_killed_by_somebody_else_costs_nothing(faulty: IsolatedDecoder
     assert faulty.losses == {"died": 1}
 
 
+def test_a_reply_that_was_not_read_is_never_that_of_the_next_file(png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = IsolatedDecoder(budget_s=30)
+    other = cv2.imencode(".png", np.zeros((64, 64), np.uint8))[1].tobytes()
+
+    def failing(*_: object) -> None:
+        raise MemoryError
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(isolation, "receive_reply", failing)
+            [unread] = decoder([png])
+        assert isinstance(unread, InputError)
+        assert unread.code == 507
+        following = [other, b"words", png]
+        for source, read in zip(following, decoder(following), strict=True):
+            assert _same(read, decoded(source))
+    finally:
+        decoder.close()
+
+
+def test_a_fault_over_one_file_costs_no_other(
+    decoder: IsolatedDecoder, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(data: bytes) -> bool:
+        return bool(data[1_000_000_000]) if data == b"DOE^JANE" else is_plain(data)
+
+    monkeypatch.setattr(isolation, "is_plain", failing)
+    first, fault, last = decoder([png, b"DOE^JANE", png])
+    assert _same(first, decoded(png))
+    assert _same(last, decoded(png))
+    assert isinstance(fault, InputError)
+    assert (fault.code, "IndexError at test_isolation.py" in fault.message) == (500, True)
+
+
 def test_memory_is_bounded(tmp_path: Path) -> None:
     large = io.BytesIO()
     np.save(large, np.zeros((64, 1024, 1024), np.uint8))  # 256 MiB as float32
