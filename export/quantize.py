@@ -7,7 +7,7 @@ float32: codes that flip change an answer as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ import onnx
 from medad_serve.runtime import FloatArray, OnnxRuntime, run_batched
 
 QUANTIZED = ("Conv", "ConvTranspose", "Gemm")
+JOINING = ("Add", "AveragePool", "Concat", "MaxPool", "Mul", "Relu", "Resize", "Sigmoid")
+"""Between two layers in int8 these compute in it too, or each would be brought to float32 and back. What the last
+layers give, and all that follows, is float32: of a score in 8 bits, 256 values would be left."""
 GROUPS = 24
 """Of neighbouring layers, whose sensitivity is measured together."""
 SHARES = (1 / 8, 1 / 4, 1 / 2)
@@ -45,7 +48,7 @@ class Quantizer:
         quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
         calibrator = create_calibrator(
             prepared,
-            list(QUANTIZED),
+            [*QUANTIZED, *JOINING],
             augmented_model_path=str(graph.with_name("augmented.onnx")),
             calibrate_method=CalibrationMethod.MinMax,
         )
@@ -55,23 +58,30 @@ class Quantizer:
         return cls(prepared, samples, calibrator.compute_data(), layers)
 
     def write(self, target: Path, in_float: Collection[str] = ()) -> None:
-        """Write the graph with all layers but those ``in_float`` quantized."""
+        """Write the graph with all layers but those ``in_float`` quantized, and what joins two of these."""
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+        model = onnx.load(str(self.graph))
+        layers = set(self.layers) - set(in_float)
+        after, before = _after_and_before(model.graph, layers)
+        joining = {n.name for n in model.graph.node if n.op_type in JOINING and n.name in after & before}
+        chosen = layers | joining
+        kinds = [*QUANTIZED, *JOINING]
         quantizer = QDQQuantizer(
-            onnx.load(str(self.graph)),
+            model,
             per_channel=True,
             reduce_range=False,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=self.ranges,
             nodes_to_quantize=[],
-            nodes_to_exclude=list(in_float),
-            op_types_to_quantize=list(QUANTIZED),
+            nodes_to_exclude=[n.name for n in model.graph.node if n.op_type in kinds and n.name not in chosen],
+            op_types_to_quantize=kinds,
             extra_options={},
         )
         quantizer.quantize_model()
+        _leave_output_in_float(quantizer.model.model.graph, layers - before)
         quantizer.model.save_model_to_file(str(target))
         onnx.checker.check_model(str(target), full_check=True)
 
@@ -98,6 +108,40 @@ class Quantizer:
 
     def _scores(self, graph: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
         return run_batched(OnnxRuntime(graph), self.samples, ["score"], 1)["score"].astype(np.float64)
+
+
+def _after_and_before(graph: onnx.GraphProto, layers: Collection[str]) -> tuple[set[str], set[str]]:
+    """Return the nodes that some layer leads to, and those that lead to some layer."""
+    nodes = list(graph.node)
+    return (
+        _reached(((node, node.input, node.output) for node in nodes), layers),
+        _reached(((node, node.output, node.input) for node in reversed(nodes)), layers),
+    )
+
+
+def _reached(steps: Iterable[tuple[onnx.NodeProto, Iterable[str], Iterable[str]]], layers: Collection[str]) -> set[str]:
+    """Return the nodes that the layers lead to; ``steps`` are nodes in order, with where they come from and lead to."""
+    carried: set[str] = set()
+    reached: set[str] = set()
+    for node, sources, targets in steps:
+        if not carried.isdisjoint(sources):
+            reached.add(node.name)
+        if node.name in layers or node.name in reached:
+            carried.update(targets)
+    return reached
+
+
+def _leave_output_in_float(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Take away the pair of nodes that would bring the output of these layers to 8 bits and back."""
+    for node in [node for node in graph.node if node.name in names]:
+        for down in [n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == node.output[0]]:
+            [up] = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] == down.output[0]]
+            for reader in graph.node:
+                for place, name in enumerate(reader.input):
+                    if name == up.output[0]:
+                        reader.input[place] = node.output[0]
+            graph.node.remove(down)
+            graph.node.remove(up)
 
 
 class _Reader:

@@ -72,6 +72,21 @@ def test_layers_left_in_float_stay_as_they_were(graphs: Graphs) -> None:
     assert inputs[layers[1]] == "DequantizeLinear"
 
 
+def test_what_joins_layers_is_in_int8_and_what_the_last_one_gives_is_not(graphs: Graphs) -> None:
+    made = onnx.load(graphs.file("onnx/int8")).graph
+    feeds = {name: node for node in made.node for name in node.output}
+    first, second = (node for node in made.node if node.op_type == "Conv")
+    assert feeds[second.input[0]].op_type == "DequantizeLinear"
+    readers = [node.op_type for node in made.node if second.output[0] in node.input]
+    assert readers
+    assert "QuantizeLinear" not in readers, "it has the values of float32, not 256 of them"
+    assert [node.op_type for node in made.node if first.output[0] in node.input] == ["QuantizeLinear"]
+    scores = graphs.open("onnx/int8").run(np.random.default_rng(1).random((400, *SHAPE), np.float32), ["score"])[
+        "score"
+    ]
+    assert len(np.unique(scores)) > 350
+
+
 def test_the_layer_that_int8_changes_most_stays_in_float_first(tmp_path: Path) -> None:
     graphs = Graphs(Tiny(outlier=3000.0).eval(), SHAPE, _samples(), tmp_path)
     first, second = graphs.quantizer.layers
