@@ -133,15 +133,21 @@ def _reached(steps: Iterable[tuple[onnx.NodeProto, Iterable[str], Iterable[str]]
 
 def _leave_output_in_float(graph: onnx.GraphProto, names: Collection[str]) -> None:
     """Take away the pair of nodes that would bring the output of these layers to 8 bits and back."""
+    told = {output.name for output in graph.output}
     for node in [node for node in graph.node if node.name in names]:
         for down in [n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == node.output[0]]:
             [up] = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] == down.output[0]]
-            for reader in graph.node:
-                for place, name in enumerate(reader.input):
-                    if name == up.output[0]:
-                        reader.input[place] = node.output[0]
             graph.node.remove(down)
             graph.node.remove(up)
+            _rename(
+                graph, *((node.output[0], up.output[0]) if up.output[0] in told else (up.output[0], node.output[0]))
+            )
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
 
 
 class _Reader:

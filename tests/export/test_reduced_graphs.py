@@ -30,7 +30,7 @@ class Tiny(AnomalyModel):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         found = self.second(self.first(x).relu())
-        return {"score": found.square().mean(dim=(1, 2, 3)), "heatmap": found.abs()}
+        return {"score": found.square().mean(dim=(1, 2, 3)), "heatmap": found}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         raise AssertionError("nobody trains it")
