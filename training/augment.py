@@ -94,8 +94,29 @@ def _affine(size: tuple[int, ...], degrees: Tensor, shift: Tensor, zoom: Tensor)
 def resample(x: Tensor, degrees: Tensor, shift: Tensor, zoom: Tensor) -> Tensor:
     """Turn, zoom and shift items ``(N, C, *S)``, linear between voxels; beyond the border its values go on."""
     theta = _affine(tuple(x.shape[2:]), degrees, shift, zoom).to(x.device)
+    if x.ndim == 5:  # the depth stands alone: it is stretched first, then each slice is turned like a channel
+        planes = _stretched(x, theta[:, 2, 2]).flatten(1, 2)
+        return _sampled(planes, theta[:, :2, [0, 1, 3]]).view(x.shape)
+    return _sampled(x, theta)
+
+
+def _sampled(x: Tensor, theta: Tensor) -> Tensor:
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _stretched(x: Tensor, step: Tensor) -> Tensor:
+    """Read volumes ``(N, C, D, H, W)`` along the depth in steps of ``step (N,)`` about the middle, linear between."""
+    depth = x.shape[2]
+    middle = (depth - 1) / 2
+    place = ((torch.arange(depth, device=x.device) - middle) * step[:, None] + middle).clamp(0, depth - 1)
+    below = place.floor().long().clamp(max=max(depth - 2, 0))
+    above, share = (below + 1).clamp(max=depth - 1), (place - below).to(x.dtype)
+    parts = (
+        torch.lerp(volume[:, low], volume[:, high], part[:, None, None])
+        for volume, low, high, part in zip(x, below, above, share, strict=True)
+    )
+    return torch.stack(list(parts))
 
 
 def blurred(x: Tensor, sigma: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ COLUMNS = (
     *("model", "size", "batch", "augmented", "step on a resident batch, ms", "cache / resident", "trainer / cache"),
     *("items/s, plain loop", "items/s, trainer", "bf16, x faster", "channels last, x faster"),
 )
-MOST_VALUES = 2**17
+MOST_VALUES = 2**18
 """Of a batch: it is cut to that, but for two items. A smaller batch shows what data and trainer cost the more."""
 VOLUME = (64, 64, 64)
 """Of volumes, an eighth of their own: the network and its settings are those of 128x128x128."""
@@ -43,20 +43,30 @@ STEPS = 2
 """Of a turn."""
 
 
-def bench_training(chosen: Sequence[Family], *, seconds: float = 10.0, device: str = "cpu") -> Table:
+def bench_training(
+    chosen: Sequence[Family], *, seconds: float = 10.0, device: str = "cpu", volume: tuple[int, ...] = VOLUME
+) -> Table:
     """Time a step on one batch in memory, and what the cache, augmentation and trainer make of it, for each model.
 
-    Volumes are cut to ``VOLUME``. Augmentation is that of the model's recipe.
+    Volumes have the size ``volume``. Augmentation is that of the recipe. On a CPU it is the processor time of one
+    core, which other work on the machine leaves nearly as it is; on a GPU the time on the clock.
     """
     quiet()
-    rows = tuple(_row(_sized(each), seconds, device) for each in chosen)
-    title = f"Training steps, ratios of medians in turn; batches of at most {MOST_VALUES} values"
+    on_cpu, threads = device_for(device).type == "cpu", torch.get_num_threads()
+    if on_cpu:
+        torch.set_num_threads(1)
+    try:
+        rows = tuple(_row(_sized(each, volume), seconds, device) for each in chosen)
+    finally:
+        torch.set_num_threads(threads)
+    of = "processor time of one core" if on_cpu else "GPU"
+    title = f"Training steps, ratios of medians in turn; {of}; batches of at most {MOST_VALUES:,} values"
     return Table("training", title, COLUMNS, rows)
 
 
-def _sized(chosen: Family) -> Family:
+def _sized(chosen: Family, volume: tuple[int, ...]) -> Family:
     """Return the model at a size whose steps end within seconds: its settings stay its own."""
-    size = VOLUME if chosen.prep.is_volume else chosen.prep.size
+    size = volume if chosen.prep.is_volume else chosen.prep.size
     return replace(chosen, prep=chosen.prep.model_copy(update={"size": size}))
 
 
@@ -134,6 +144,14 @@ class Bench:
         return PlainLoop(self.chosen.build().to(self.device), self.settings, self.device, **how)
 
 
+def _now(device: torch.device) -> float:
+    """Return seconds: of processor time, or on the clock once a GPU has done what it was given."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 class PlainLoop:
     """Takes optimizer steps as a plain PyTorch script does."""
 
@@ -157,9 +175,9 @@ class PlainLoop:
         taken = []
         waiting = iter(batches)
         for _ in range(STEPS + 1):
-            start = time.perf_counter()
+            start = _now(self.device)
             self._step(next(waiting))
-            taken.append((time.perf_counter() - start) * 1e3)
+            taken.append((_now(self.device) - start) * 1e3)
         return tuple(taken[1:])
 
     def _step(self, batch: Batch) -> None:
@@ -170,8 +188,6 @@ class PlainLoop:
         if self.clip:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 class StepClock(L.Callback):
@@ -182,9 +198,7 @@ class StepClock(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Note the time, once the device has done what came before."""
-        if trainer.strategy.root_device.type == "cuda":
-            torch.cuda.synchronize(trainer.strategy.root_device)
-        self.started.append(time.perf_counter())
+        self.started.append(_now(trainer.strategy.root_device))
 
 
 def _trainer_turn(bench: Bench) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch.nn import functional as F
 
 from medad_serve.models import Batch
 from medad_serve.training.augment import Augment, AugmentSettings, blurred, compressed, resample
@@ -277,3 +278,18 @@ def test_aspect_stretches_width_against_height_within_what_is_set() -> None:
     stretch = (down / across).log()
     assert -0.3001 <= stretch.min() < -0.27
     assert 0.27 < stretch.max() <= 0.3001
+
+
+def test_volumes_are_resampled_as_by_one_trilinear_interpolation() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand((2, 1, 7, 9, 12), generator=rng)
+    degrees, shift, zoom = torch.tensor([0.0, 25.0]), torch.tensor([[0.1, 0.0], [0.0, -0.2]]), torch.tensor([0.8, 1.3])
+    expected = []
+    for item, angle, moved, grown in zip(x, degrees.deg2rad(), shift, zoom, strict=True):
+        depth, row, column = torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in item.shape[1:]), indexing="ij")
+        row, column = row - moved[0] * 9, column - moved[1] * 12  # where each voxel was before it moved, turned, grew
+        turned = (angle.cos() * column - angle.sin() * row, angle.sin() * column + angle.cos() * row, depth)
+        grid = torch.stack([2 * at / grown / n for at, n in zip(turned, (12, 9, 7), strict=True)], dim=-1)
+        trilinear = F.grid_sample(item[None], grid[None], padding_mode="border", align_corners=False)
+        expected.append(trilinear[0])
+    assert (resample(x, degrees, shift, zoom) - torch.stack(expected)).abs().max() < 1e-5
