@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from http import HTTPStatus
@@ -20,6 +21,7 @@ from medad_serve.errors import InputError, place_of
 from medad_serve.io import Limits
 from medad_serve.predictor import Predictor, Result
 from medad_serve.serving.isolation import open_decoder
+from medad_serve.serving.receiving import PROTOCOL, receive_buffered
 from medad_serve.serving.requests import Request, encode_answer, read_request
 from medad_serve.serving.resources import cores
 from medad_serve.serving.timing import ASKED, TOLD, Laps
@@ -60,6 +62,7 @@ class MedadHandler:
             limits=self.limits,
         )
         self.predictor.warm_up()
+        receive_buffered(sys.modules.get(PROTOCOL))
         self.watch = Watch(self.predictor.calibration, context.metrics)
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
