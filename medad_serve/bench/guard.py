@@ -1,13 +1,14 @@
 """Has an engine that serves become slower? Ratios of this run against those that were committed.
 
-Milliseconds differ between two minutes of one machine; how many times as fast as the eager model an engine is, taken
-in turns, hardly does. What it still does is measured when the ratios are: in two passes, engines opened anew for each.
+Milliseconds differ between two minutes of one machine; how many times as much processor time the eager model takes, in
+turns, differs less. By how much is measured when the ratios are: in two passes, engines opened anew for each.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -48,9 +49,13 @@ class Compared(Frozen):
 
 
 def guard_plan(seconds: float) -> Plan:
-    """Return what a pass measures: the eager model and the engines that serve, none started anew."""
+    """Return what a pass measures: the eager model and the engines that serve, none started anew.
+
+    With one thread and by processor time: on a machine with other work, threads that wait for each other take many
+    times as long, and PyTorch's more than onnxruntime's.
+    """
     only = (EAGER, *(each.name for each in engines().values() if each.served))
-    return Plan(seconds=seconds, only=only, cold=False)
+    return Plan(threads=(1,), seconds=seconds, only=only, cold=False, clock=time.process_time)
 
 
 def ratios_of(benchmark: Benchmark) -> dict[str, float]:

@@ -19,7 +19,7 @@ from medad_serve.bench.engines import Engine, Session, Setup, Subject, engine, e
 from medad_serve.bench.fresh import ColdStart, start_fresh
 from medad_serve.bench.inputs import Inputs, inputs_for
 from medad_serve.bench.results import Benchmark, Measured, Skipped, Timed, label
-from medad_serve.bench.timing import Turns, in_turns
+from medad_serve.bench.timing import Clock, Turns, in_turns
 from medad_serve.errors import MedadError
 from medad_serve.evaluation.subject import run_around
 from medad_serve.runtime import Outputs, fitting_batch, run_batched
@@ -44,6 +44,7 @@ class Plan:
     """Names of engines; none means all."""
     cold: bool = True
     """Whether every engine is also started in a process of its own."""
+    clock: Clock = time.perf_counter
 
     def sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the batch sizes, none larger than one call takes of items so large."""
@@ -185,7 +186,7 @@ class _Bench:
         items, names = self.inputs.batch(batch), self.subject.names
         tasks = {each.label: partial(each.session.run, items, names) for each in opened}
         resident = {each.label: call for each in opened if (call := each.session.resident(items))}
-        turns = in_turns(tasks, self.plan.seconds)
+        turns = in_turns(tasks, self.plan.seconds, self.plan.clock)
         without_copies = in_turns(resident, self.plan.seconds) if resident else {}
         reference = turns[opened[0].label]
         for name, own in turns.items():

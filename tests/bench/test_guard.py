@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import pytest
 
 from medad_serve.bench import everything
+from medad_serve.bench.engines.base import EAGER
 from medad_serve.bench.everything import FOLDER, check_all
-from medad_serve.bench.guard import FILE, Ratios, better_of, compare, ratios_of, read_ratios, settle
+from medad_serve.bench.guard import FILE, Ratios, better_of, compare, guard_plan, ratios_of, read_ratios, settle
 from medad_serve.bench.machine import this_machine
 from medad_serve.bench.results import Benchmark
 from medad_serve.errors import MedadError
@@ -54,6 +56,12 @@ def test_ratios_of_another_machine_are_not_compared(tmp_path: Path) -> None:
     assert read_ratios(tmp_path, "m") == BEFORE
     with pytest.raises(MedadError, match="this is another"):
         read_ratios(tmp_path, "another")
+
+
+def test_a_pass_measures_what_serves_by_processor_time() -> None:
+    plan = guard_plan(1)
+    assert plan.only == (EAGER, "onnxruntime", "OpenVINO", "TorchScript")
+    assert (plan.threads, plan.clock) == ((1,), time.process_time)
 
 
 @pytest.mark.parametrize(("tries", "worse"), [([1.0, 1.1], True), ([1.0, 4.0], False), ([4.0], False)])

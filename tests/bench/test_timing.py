@@ -48,3 +48,12 @@ def test_tasks_run_in_turn_and_none_is_left_out() -> None:
     assert found["long"].median == pytest.approx(30, rel=0.9)
     changes = sum(a != b for a, b in pairwise(order))
     assert changes == 2 * (1 + len(found["long"].turns)) - 1
+
+
+def test_processor_time_does_not_see_a_task_wait() -> None:
+    def waits() -> None:
+        time.sleep(0.03)
+
+    found = in_turns({"waits": waits}, 0.01)["waits"].median, in_turns({"waits": waits}, 0.01, time.process_time)
+    assert found[0] > 25
+    assert found[1]["waits"].median < 15
