@@ -69,6 +69,8 @@ def archive(
     check_name(name)
     variant = full_name(runtime or manifest.default_variant)
     manifest.calibration_of(variant, artifact)
+    if graph_of(variant) not in manifest.files:
+        raise MedadError(f"{artifact} does not hold {graph_of(variant)}", f"Run: medad-serve export --format {variant}")
     workers = workers or (manifest.tuning.workers if manifest.tuning and manifest.tuning.variant == variant else 1)
     handler: dict[str, Any] = {"runtime": variant}
     if limits:

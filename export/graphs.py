@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from medad_serve.artifact import graph_of
 from medad_serve.export.half import to_float16
 from medad_serve.export.onnx import export_onnx
-from medad_serve.export.quantize import Quantizer
+from medad_serve.export.quantize import Choice, Quantizer
 from medad_serve.export.torchscript import export_torchscript
 from medad_serve.models import AnomalyModel
 from medad_serve.models.base import Shape
@@ -28,8 +28,8 @@ class Graphs:
     samples: FloatArray
     """``(N, C, *S)`` prepared items that the ranges of int8 are measured on."""
     folder: Path
-    in_float: frozenset[str] = frozenset()
-    """Layers that int8 leaves in float32."""
+    choice: Choice = field(default_factory=Choice)
+    """What int8 quantizes."""
 
     def file(self, variant: str) -> Path:
         """Return the graph file of a variant; raises MedadError where it cannot be made."""
@@ -49,16 +49,16 @@ class Graphs:
         """Of the ONNX graph."""
         return Quantizer.of(self.file("onnx"), self.samples)
 
-    def leave_in_float(self, layers: frozenset[str]) -> None:
-        """Have int8 made anew with these layers in float32."""
-        self.in_float = layers
+    def quantize(self, choice: Choice) -> None:
+        """Have int8 made anew by another choice."""
+        self.choice = choice
         (self.folder / graph_of("onnx/int8")).unlink(missing_ok=True)
 
 
 _MAKERS: dict[str, Callable[[Graphs, Path], None]] = {
     "model.onnx": lambda graphs, path: export_onnx(graphs.model, graphs.shape, path),
     "model.float16.onnx": lambda graphs, path: to_float16(graphs.file("onnx"), path),
-    "model.int8.onnx": lambda graphs, path: graphs.quantizer.write(path, graphs.in_float),
+    "model.int8.onnx": lambda graphs, path: graphs.quantizer.write(path, graphs.choice),
     "model.ts": lambda graphs, path: export_torchscript(graphs.model, graphs.shape, path),
     "model.bfloat16.ts": lambda graphs, path: export_torchscript(graphs.model, graphs.shape, path, torch.bfloat16),
 }

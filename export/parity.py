@@ -78,7 +78,7 @@ def check_parity(
                     f"{name} output {output} at batch {batch} differs by {difference:.2e} relative, "
                     f"more than {allowed[output]:.0e}"
                 )
-        flips += sum(_flips(found["score"], expected["score"], cutoff, tolerance) for cutoff in cutoffs)
+        flips += sum(_flips(found["score"], expected["score"], cutoff, allowed["score"]) for cutoff in cutoffs)
     if flips:
         raise _refusal(f"{flips} decisions of {name} flip")
     return Parity(

@@ -15,6 +15,7 @@ from medad_serve.export.fidelity import compare, fault_of, refusal
 from medad_serve.export.graph import EagerRuntime
 from medad_serve.export.graphs import Graphs
 from medad_serve.export.parity import check_parity
+from medad_serve.export.quantize import Choice
 from medad_serve.models import AnomalyModel
 from medad_serve.runtime import Runtime, probe
 from medad_serve.spec import FLOAT32, Calibration, Fidelity, Parity
@@ -39,8 +40,8 @@ class Exporter:
         self.device = device
         self._folders = (scratch / str(number) for number in count())
         self._graphs: dict[AnomalyModel, Graphs] = {}
-        self._in_float: frozenset[str] | None = None
-        """Layers that int8 leaves in float32, once a search has found which."""
+        self._choice: Choice | None = None
+        """What int8 quantizes, once a search has found it."""
         self.main = self._of(bundle.model)
 
     def export(self, variants: Sequence[str]) -> dict[str, Exported]:
@@ -49,7 +50,7 @@ class Exporter:
         Variants that share the int8 graph are searched for together; what comes later takes the graph as it is.
         """
         quantized = [name for name in variants if graph_of(name) == INT8_GRAPH]
-        made = self._search(quantized) if quantized and self._in_float is None else {}
+        made = self._search(quantized) if quantized and self._choice is None else {}
         for name in variants:
             if name not in made:
                 made[name] = self._exact(name) if name.endswith(f"/{FLOAT32}") else self._accepted(name)
@@ -59,8 +60,8 @@ class Exporter:
         if model not in self._graphs:
             folder = next(self._folders)
             folder.mkdir()
-            kept = self._in_float or frozenset()
-            self._graphs[model] = Graphs(model, self.bundle.shape, self.bundle.samples, folder, kept)
+            choice = self._choice or Choice()
+            self._graphs[model] = Graphs(model, self.bundle.shape, self.bundle.samples, folder, choice)
         return self._graphs[model]
 
     def _open(self, variant: str, model: AnomalyModel) -> Runtime:
@@ -99,7 +100,7 @@ class Exporter:
             (trained.held_out, trained_calibration),
             (scored.held_out, calibration),
             layers=len(self.main.quantizer.layers) if is_int8 else 0,
-            float_layers=len(self.main.in_float) if is_int8 else 0,
+            float_layers=len(self.main.choice.in_float) if is_int8 else 0,
         )
         return Exported(calibration, fidelity, self._probe(variant))
 
@@ -111,15 +112,15 @@ class Exporter:
         return made
 
     def _search(self, variants: list[str]) -> dict[str, Exported]:
-        """Leave ever more layers in float32 until every variant of the int8 graph is accepted."""
+        """Quantize ever less until every variant of the int8 graph is accepted."""
         refused = MedadError("this model has no layer that can be quantized", "Export it in another precision")
-        for in_float in self.main.quantizer.choices():
-            self._in_float = in_float
+        for choice in self.main.quantizer.choices():
+            self._choice = choice
             for graphs in self._graphs.values():
-                graphs.leave_in_float(in_float)
+                graphs.quantize(choice)
             try:
                 return {name: self._accepted(name) for name in variants}
             except MedadError as error:
                 refused = error
-        self._in_float = None
+        self._choice = None
         raise refused

@@ -106,7 +106,7 @@ def may_mix(runtime: Runtime, shape: Sequence[int], values: tuple[float, float],
         ),
         strict=True,
     )
-    return min(together) < _WORTH * min(one_by_one)
+    return bool(min(together) < _WORTH * min(one_by_one))
 
 
 def mixed_batches(

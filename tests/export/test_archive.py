@@ -64,8 +64,8 @@ def rewrite(mar: Path, change: Callable[[dict[str, bytes]], None]) -> None:
 def test_the_archive_verifies_and_its_manifest_covers_every_member(packed: Path, artifact: Path) -> None:
     manifest = verify(packed)
     source = load_manifest(artifact)
-    assert manifest.files.items() >= source.files.items()
-    assert manifest.files.keys() - source.files.keys() == {HANDLER, MODEL_CONFIG}
+    assert set(manifest.files) == {"model.onnx", HANDLER, MODEL_CONFIG}, "the graph that is served, and no other"
+    assert manifest.files["model.onnx"] == source.files["model.onnx"]
     assert manifest.model_copy(update={"files": source.files}) == source
     with zipfile.ZipFile(packed) as members:
         assert set(members.namelist()) == {*manifest.files, "medad.json", "MAR-INF/MANIFEST.json"}
@@ -82,7 +82,10 @@ def test_the_model_configuration_says_what_was_asked(artifact: Path, tmp_path: P
     mar = archive(artifact, tmp_path, name="m", runtime="torchscript", workers=3, batch_size=5, max_batch_delay_ms=7)
     config = inspect(mar).archive.config
     assert (config.minWorkers, config.maxWorkers, config.batchSize, config.maxBatchDelay) == (3, 3, 5, 7)
-    assert config.handler.model_dump(exclude={"limits"}) == {"runtime": "torchscript", "max_answer_bytes": 67108864}
+    assert config.handler.model_dump(exclude={"limits"}) == {
+        "runtime": "torchscript/float32",
+        "max_answer_bytes": 67108864,
+    }
 
 
 def test_the_committed_settings_are_the_packaged_ones() -> None:
@@ -123,8 +126,10 @@ def test_a_runtime_that_was_not_exported_is_refused(artifact: Path, tmp_path: Pa
     shutil.copytree(artifact, tmp_path / "onnx")
     (tmp_path / "onnx" / "model.ts").unlink()
     write_manifest(tmp_path / "onnx", load_manifest(artifact))
-    with pytest.raises(MedadError, match="not exported for torchscript. It has: onnx"):
+    with pytest.raises(MedadError, match=r"does not hold model\.ts"):
         archive(tmp_path / "onnx", tmp_path / "store", runtime="torchscript")
+    with pytest.raises(MedadError, match="was not exported for openvino/int8. It has: onnx/float32"):
+        archive(artifact, tmp_path / "store", runtime="openvino/int8")
 
 
 def test_an_altered_artifact_is_refused(artifact: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from medad_serve.export.graphs import Graphs
+from medad_serve.export.quantize import Choice
 from medad_serve.models import AnomalyModel
 from medad_serve.models.base import Batch
 from medad_serve.runtime import run_batched
@@ -61,10 +62,10 @@ def test_int8_weights_have_a_scale_for_each_channel(graphs: Graphs) -> None:
 def test_layers_left_in_float_stay_as_they_were(graphs: Graphs) -> None:
     layers = graphs.quantizer.layers
     assert len(layers) == 2
-    graphs.leave_in_float(frozenset(layers))
+    graphs.quantize(Choice(frozenset(layers)))
     exact, found = (graphs.open(name).run(_samples(), ["score"])["score"] for name in ("onnx", "onnx/int8"))
     assert np.array_equal(exact, found)
-    graphs.leave_in_float(frozenset(layers[:1]))
+    graphs.quantize(Choice(frozenset(layers[:1])))
     made = onnx.load(graphs.file("onnx/int8")).graph
     feeds = {name: node.op_type for node in made.node for name in node.output}
     inputs = {node.name: feeds.get(node.input[1]) for node in made.node if node.op_type == "Conv"}
@@ -91,10 +92,10 @@ def test_the_layer_that_int8_changes_most_stays_in_float_first(tmp_path: Path) -
     graphs = Graphs(Tiny(outlier=3000.0).eval(), SHAPE, _samples(), tmp_path)
     first, second = graphs.quantizer.layers
     choices = list(graphs.quantizer.choices())
-    assert choices[0] == frozenset()
+    assert choices[:2] == [Choice(), Choice(joined=False)]
     # Its weights share a scale with one 3000 times as large: all others become zero.
-    assert choices[1] == {second}
-    assert first not in choices[1]
+    assert choices[2].in_float == {second}
+    assert first not in choices[2].in_float
 
 
 def test_float16_halves_the_weights_and_keeps_inputs_outputs_and_sums_in_float32(graphs: Graphs) -> None:
