@@ -13,7 +13,7 @@ help:
 	@echo "make test-slow   what takes longer: fault and mutant campaigns, quickstarts, the README's commands"
 	@echo "make test-fast   without slow tests and servers"
 	@echo "make lint        ruff, mypy --strict, import-linter"
-	@echo "make bench       every engine over every model: docs/benchmarks.md, in about 40 minutes"
+	@echo "make bench       every engine over every model, and where the time of a request goes: docs/benchmarks.md"
 	@echo "make bench-gpu   the same on an NVIDIA GPU: docs/gpu/benchmarks.md; fails where there is none, saying what is missing"
 	@echo "make bench-check fails where an engine that serves became slower than docs/benchmarks/ratios.json says"
 	@echo "make bench-data  decode + prepare and epoch time against their floors"
@@ -50,16 +50,17 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.user
+bench: $(VENV)/.dev
 	$(BIN)/medad-serve bench --all --runs $(RUNS)/bench
+	$(BIN)/medad-serve bench --http $(RUNS)/bench/ae --litserve --seconds 10 --rounds 3 --out docs/serving-benchmark
 
-bench-gpu: $(VENV)/.user
+bench-gpu: $(VENV)/.dev
 	$(BIN)/medad-serve bench --all --device cuda --runs $(RUNS)/bench --docs docs/gpu
 
-bench-check: $(VENV)/.user
+bench-check: $(VENV)/.dev
 	$(BIN)/medad-serve bench --check --runs $(RUNS)/bench
 
-bench-data: $(VENV)/.user
+bench-data: $(VENV)/.dev
 	$(BIN)/medad-serve bench --io --epoch
 
 clean:

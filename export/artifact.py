@@ -116,7 +116,7 @@ def _sentence(made: Exported) -> str:
             f"parity on {proof.inputs} held-out inputs, largest difference {proof.max_absolute_difference:.1e} "
             f"({proof.max_relative_difference:.1e} relative), {proof.flips} of {proof.decisions} decisions flipped"
         )
-    ranked = f"rank correlation {proof.rank_correlation:.4f}"
+    ranked = f"correlation {proof.correlation:.4f}"
     if proof.auroc is not None and proof.auroc_trained is not None:
         ranked = f"AUROC {proof.auroc:.4f} for {proof.auroc_trained:.4f} in float32, {ranked}"
     kept = f", {proof.float_layers} of {proof.layers} layers left in float32" if proof.float_layers else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from medad_serve.calibration import Decider, HeldOut
@@ -12,8 +11,8 @@ from medad_serve.export.parity import relative_difference
 from medad_serve.spec import Calibration, Fidelity
 
 MOST_AUROC_LOST = 0.002
-LEAST_RANK_CORRELATION = 0.99
-"""Asked for in place of the AUROC where no held-out item is diseased."""
+LEAST_CORRELATION = 0.99
+"""Asked for in place of the AUROC where no held-out item is diseased: what differs is then a seventh of what varies."""
 
 
 def compare(
@@ -36,7 +35,7 @@ def compare(
         items=len(exact.scores),
         auroc=float(roc_auc_score(found.labels, found.scores)) if both else None,
         auroc_trained=float(roc_auc_score(exact.labels, exact.scores)) if both else None,
-        rank_correlation=float(spearmanr(exact.scores, found.scores).statistic),
+        correlation=float(np.corrcoef(exact.scores, found.scores)[0, 1]),
         agreement=float(np.mean(decisions[0] == decisions[1])),
         max_relative_difference=relative_difference(found.scores, exact.scores),
         layers=layers,
@@ -47,11 +46,11 @@ def compare(
 def fault_of(fidelity: Fidelity) -> str | None:
     """Return why a reduced precision is not accepted, None where it is."""
     if fidelity.auroc is None or fidelity.auroc_trained is None:
-        if fidelity.rank_correlation >= LEAST_RANK_CORRELATION:
+        if fidelity.correlation >= LEAST_CORRELATION:
             return None
         return (
-            f"its scores rank held-out items otherwise than the trained model's (correlation "
-            f"{fidelity.rank_correlation:.3f}, at least {LEAST_RANK_CORRELATION} without diseased items)"
+            f"its scores do not follow the trained model's (correlation {fidelity.correlation:.3f}, "
+            f"at least {LEAST_CORRELATION} where no held-out item is diseased)"
         )
     lost = fidelity.auroc_trained - fidelity.auroc
     if lost <= MOST_AUROC_LOST:

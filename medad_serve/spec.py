@@ -240,8 +240,8 @@ class Fidelity(Frozen):
     auroc: float | None
     auroc_trained: float | None
     """Of the trained model in float32 on the same items; both None where none of them is diseased."""
-    rank_correlation: float
-    """Spearman's, of the scores."""
+    correlation: float
+    """Pearson's, of the scores."""
     agreement: float
     """Share of items decided alike by the default policy, each by cutoffs of its own."""
     max_relative_difference: float
