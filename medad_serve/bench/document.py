@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from medad_serve.bench.listing import cost, fastest, skipped, speed
+from medad_serve.bench.listing import cost, fastest, fidelity, skipped, speed
 from medad_serve.bench.machine import Machine
 from medad_serve.bench.results import Benchmark, Report
 from medad_serve.bench.tables import Table
@@ -74,6 +74,8 @@ def _section(benchmark: Benchmark, plots: str) -> str:
         speed(benchmark).markdown(),
         cost(benchmark).markdown(),
     ]
+    if benchmark.fidelity:
+        parts += ["Reduced precision, by its gate at export:\n", fidelity(benchmark).markdown()]
     if benchmark.skipped:
         parts += ["Not run:\n", skipped(benchmark).markdown()]
     return "\n".join(parts)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from medad_serve.bench.engines.served import Onnx, TorchScript
 from medad_serve.bench.results import Benchmark, Measured, Report, Timed
 from medad_serve.bench.tables import Cell, Table, shown
+
+ONNX, SCRIPT = Onnx.name, TorchScript.name
 
 
 def speed(benchmark: Benchmark) -> Table:
@@ -60,6 +63,24 @@ def _cost_row(each: Measured) -> tuple[Cell, ...]:
         agreement.codes_differ,
         agreement.flips,
     )
+
+
+def fidelity(benchmark: Benchmark) -> Table:
+    """Return what each reduced precision keeps of the trained model."""
+    columns = ("variant", "AUROC", "trained, float32", "items", "decided alike", "correlation", "layers in float32")
+    rows = tuple(
+        (
+            each.variant,
+            None if each.auroc is None else f"{each.auroc:.4f}",
+            None if each.auroc_trained is None else f"{each.auroc_trained:.4f}",
+            each.items,
+            f"{each.agreement:.1%}",
+            f"{each.correlation:.4f}",
+            f"{each.float_layers} of {each.layers}" if each.layers else None,
+        )
+        for each in benchmark.fidelity
+    )
+    return Table("fidelity", f"{benchmark.name}: reduced precision", columns, rows)
 
 
 def skipped(benchmark: Benchmark) -> Table:
@@ -124,8 +145,21 @@ def _full(benchmark: Benchmark, each: Measured) -> list[tuple[Cell, ...]]:
 
 
 def fastest(report: Report) -> Table:
-    """Return for each model and batch size, with the most threads, the fastest engine in float32 and of all."""
-    columns = ("model", "input", "parameters", "batch", "reference ms", "fastest in float32", "fastest of all")
+    """Return for each model and batch size, with the most threads, the fastest engine in float32 and of all.
+
+    Beside them how onnxruntime in float32 does against TorchScript, and the fastest against it.
+    """
+    columns = (
+        "model",
+        "input",
+        "parameters",
+        "batch",
+        "reference ms",
+        "fastest in float32",
+        "fastest of all",
+        f"{ONNX} x {SCRIPT}",
+        f"fastest x {ONNX}",
+    )
     rows: list[tuple[Cell, ...]] = []
     for benchmark in report.benchmarks:
         shape, most = "x".join(map(str, benchmark.shape[1:])), max(threads for _, threads in benchmark.settings)
@@ -133,8 +167,15 @@ def fastest(report: Report) -> Table:
             timed = [(each, t) for each in benchmark.measured if (t := each.at(batch, most))]
             exact = [(each, t) for each, t in timed if each.precision == "float32"]
             model = (benchmark.name, shape, benchmark.parameters, batch, timed[0][1].p50_ms)
-            rows.append((*model, _best(exact) if exact else None, _best(timed)))
+            ratio = {each.label: t.ratio for each, t in timed}
+            most_of_all = max(ratio.values())
+            beside = (_over(ratio.get(ONNX), ratio.get(SCRIPT)), _over(most_of_all, ratio.get(ONNX)))
+            rows.append((*model, _best(exact) if exact else None, _best(timed), *beside))
     return Table("fastest", "Fastest engine of each model", columns, tuple(rows))
+
+
+def _over(one: float | None, other: float | None) -> float | None:
+    return one / other if one is not None and other else None
 
 
 def _best(timed: list[tuple[Measured, Timed]]) -> str:

@@ -137,6 +137,7 @@ class _Bench:
             reference=first[0].label,
             measured=tuple(self._told(each, first[0]) for each in first),
             skipped=tuple(self.skipped.values()),
+            fidelity=self.manifest.fidelity,
         )
 
     def _open_all(self, threads: int) -> Iterator[_Opened]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from medad_serve.bench.fresh import ColdStart
 from medad_serve.bench.machine import Machine
-from medad_serve.spec import Frozen
+from medad_serve.spec import Fidelity, Frozen
 
 
 class Timed(Frozen):
@@ -86,6 +86,8 @@ class Benchmark(Frozen):
     reference: str
     measured: tuple[Measured, ...]
     skipped: tuple[Skipped, ...]
+    fidelity: tuple[Fidelity, ...] = ()
+    """Of the variants in reduced precision, as their gates found it at export."""
 
     @property
     def settings(self) -> tuple[tuple[int, int], ...]:

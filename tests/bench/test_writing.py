@@ -13,6 +13,7 @@ from medad_serve.bench.document import page, plot_name
 from medad_serve.bench.results import Report, told_apart
 from medad_serve.bench.writing import CSV, PAGE, RECORD, write_report
 from medad_serve.errors import MedadError
+from medad_serve.spec import Fidelity
 
 
 def _rows(markdown: str, heading: str) -> list[list[str]]:
@@ -104,3 +105,48 @@ def test_the_fastest_of_each_model_are_told(report: Report) -> None:
     assert first["fastest in float32"] == "PyTorch eager, 1.00 x"
     assert first["fastest of all"] == "onnxruntime int8, 4.00 x"
     assert [row[3] for row in rows] == ["1", "8"] * 2
+
+
+def test_onnxruntime_is_told_beside_torchscript_and_the_fastest_beside_it(report: Report) -> None:
+    (benchmark,) = report.benchmarks
+    eager, int8 = benchmark.measured
+    others = {"onnxruntime": 2.5, "TorchScript": 1.25}
+    made = [
+        eager.model_copy(
+            update={"engine": name, "times": tuple(t.model_copy(update={"ratio": x}) for t in eager.times)}
+        )
+        for name, x in others.items()
+    ]
+    more = benchmark.model_copy(update={"measured": (eager, int8, *made)})
+    header, *rows = _rows(
+        page(report.model_copy(update={"benchmarks": (more, more)}), command="make bench"), "model | input"
+    )
+    first = dict(zip(header, rows[0], strict=True))
+    assert first["onnxruntime x TorchScript"] == "2.00"
+    assert first["fastest x onnxruntime"] == "1.60"  # 4 over 2.5
+
+
+def test_what_reduced_precision_keeps_is_told(report: Report) -> None:
+    (benchmark,) = report.benchmarks
+    kept = Fidelity(
+        variant="onnx/int8",
+        items=40,
+        auroc=0.91,
+        auroc_trained=0.912,
+        correlation=0.9987,
+        agreement=0.975,
+        max_relative_difference=0.01,
+        layers=9,
+        float_layers=2,
+    )
+    told = report.model_copy(update={"benchmarks": (benchmark.model_copy(update={"fidelity": (kept,)}),)})
+    header, row = _rows(page(told, command="make bench"), "variant | AUROC")
+    assert dict(zip(header, row, strict=True)) == {
+        "variant": "onnx/int8",
+        "AUROC": "0.9100",
+        "trained, float32": "0.9120",
+        "items": "40",
+        "decided alike": "97.5%",
+        "correlation": "0.9987",
+        "layers in float32": "2 of 9",
+    }
