@@ -252,7 +252,7 @@ class Fidelity(Frozen):
 
 
 class Session(Frozen):
-    """How a runtime is opened and called: what :mod:`medad_serve.tuning` chooses by measuring."""
+    """How a runtime is opened and called: what :mod:`medad_serve.bench.tuning` chooses by measuring."""
 
     threads: int = Field(0, ge=0)
     """Of one call of the graph, at most; 0: every core that the process has."""

@@ -17,16 +17,16 @@ from medad_serve.data.phantoms import PHANTOMS
 from medad_serve.evaluation import export_run
 from medad_serve.export.artifact import ALL, package_versions
 from medad_serve.files import write_whole
-from medad_serve.models import family
+from medad_serve.models import Family, family
 from medad_serve.training.config import known_keys, resolve
 from medad_serve.training.fit import fit
 from medad_serve.training.run import Run, create_run, same_run
 
-HEALTHY, ABNORMAL = 20, 6
-"""Patients of each phantom: five healthy ones for each role, so that scores which validation scales have a scale."""
+PATIENTS = {2: (60, 20), 3: (20, 6)}
+"""Healthy and abnormal ones of each phantom, by the dimensions of an item: a quarter of the healthy for each role."""
 SPLIT = ("split.train=0.25", "split.validation=0.25", "split.calibration=0.25")
 CALIBRATION = ("calibration.method=held_out", "calibration.policy=specificity=0.8")
-"""Five healthy patients carry this policy."""
+"""Five healthy patients carry this policy, the fewest that calibrate."""
 MADE = "exported-by.json"
 """In a run: digest of the code and versions of the packages that its artifact was made with."""
 ROOMS = ("models", "export", "runtime", "prep")
@@ -60,7 +60,7 @@ def _finished(name: str, home: Path, more: tuple[str, ...], say: Say) -> Run:
         more = (f"init={_finished(chosen.builds_on, home, (), say).path}", *more)
     overrides = (*CALIBRATION, *_short(name), "train.batch_size=2", "device=cpu", *more)
     overrides = overrides if chosen.builds_on else (*SPLIT, *overrides)
-    config = resolve(name, _phantoms(chosen.phantom, home), None, overrides)
+    config = resolve(name, _phantoms(chosen, home), None, overrides)
     run = same_run(config, home) or create_run(config, home)
     say(f"{name}: run {run.path}")
     fit(run, run.prepared())
@@ -74,11 +74,12 @@ def _short(name: str) -> Iterator[str]:
             yield f"{key}=1"
 
 
-def _phantoms(kind: str, home: Path) -> str:
+def _phantoms(chosen: Family, home: Path) -> str:
     """Return ``layout:directory`` of a few phantoms below ``home``, written where they are not there."""
-    phantom, data = PHANTOMS[kind], home / "data" / kind
+    healthy, abnormal = PATIENTS[len(chosen.prep.size)]
+    phantom, data = PHANTOMS[chosen.phantom], home / "data" / f"{chosen.phantom}-{healthy}-{abnormal}"
     if not data.is_dir():
-        phantom.write(data, healthy=HEALTHY, abnormal=ABNORMAL, slices=1, seed=0)
+        phantom.write(data, healthy=healthy, abnormal=abnormal, slices=1, seed=0)
     return f"{phantom.layout}:{data}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medad_serve.bench.catalogue import small_artifact
 from medad_serve.bench.codecs import bench_codecs
+from medad_serve.bench.command import command_table, predict_seconds
 from medad_serve.bench.document import page
 from medad_serve.bench.guard import (
     FILE,
@@ -45,6 +46,7 @@ class _Found:
     benchmarks: list[Benchmark] = field(default_factory=list)
     passes: dict[str, tuple[dict[str, float], dict[str, float]]] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    command_s: dict[str, float] = field(default_factory=dict)
 
 
 def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say: Say) -> Report:
@@ -73,12 +75,13 @@ def _bench_one(name: str, home: Path, plan: Plan, say: Say, found: _Found) -> No
         return
     found.benchmarks.append(bench_engines(artifact, plan, say))
     if plan.device == "cpu":
+        found.command_s[name] = predict_seconds(artifact)
         say(f"{name}: two passes for the ratios")
         found.passes[name] = _ratios(artifact), _ratios(artifact)
 
 
 def _write(report: Report, found: _Found, docs: Path, command: str) -> None:
-    more = [*found.data]
+    more = [*found.data, *([command_table(found.command_s)] if found.command_s else [])]
     with whole_directory(docs / FOLDER) as folder:
         write_files(report, folder)
         for table in found.data:
@@ -128,5 +131,6 @@ def _noise(ratios: Ratios) -> Table:
         ("ratios kept", sum(map(len, ratios.ratios.values()))),
         ("s of each engine and batch size in a pass", ratios.seconds),
         ("share by which a ratio may fall", ratios.tolerance),
+        ("too unsteady to be kept", ", ".join(ratios.unsteady) or "none"),
     )
     return Table("guard", "What make bench-check holds to", ("of", "value"), rows)

@@ -24,6 +24,10 @@ MARGIN = 2.0
 """A ratio may fall by so many times the largest change between the two passes."""
 
 
+LARGEST = 0.3
+"""Share by which a ratio may fall at most: a guard that lets more pass guards nothing."""
+
+
 class Ratios(Frozen):
     """Speeds relative to the eager model, how far they may fall, and on what machine that holds."""
 
@@ -32,9 +36,11 @@ class Ratios(Frozen):
     seconds: float
     """Of each engine at each batch size."""
     tolerance: float
-    """``MARGIN`` times the largest change, as a share, that any of them showed between two passes."""
+    """``MARGIN`` times the largest change, as a share, that any of those kept showed between two passes."""
     ratios: dict[str, dict[str, float]]
     """By model, then by engine and batch, of both passes in the geometric mean."""
+    unsteady: tuple[str, ...] = ()
+    """What changed too much between the passes to guard anything: the tolerance never exceeds ``LARGEST``."""
 
 
 class Compared(Frozen):
@@ -73,13 +79,29 @@ Passes = Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]]
 
 def settle(passes: Passes, machine: str, seconds: float) -> Ratios:
     """Return the ratios of two passes of every model, and the tolerance that their changes call for."""
-    ratios, changes = {}, [0.0]
+    ratios: dict[str, dict[str, float]] = {}
+    largest, unsteady = 0.0, []
     for model, (first, second) in passes.items():
-        both = sorted(first.keys() & second.keys())
-        changes += [abs(math.log(first[name] / second[name])) for name in both]
-        ratios[model] = {name: round(math.sqrt(first[name] * second[name]), 3) for name in both}
-    tolerance = 1 - math.exp(-MARGIN * max(changes))
-    return Ratios(machine=machine, seconds=seconds, tolerance=round(tolerance, 3), ratios=ratios)
+        ratios[model] = {}
+        for name in sorted(first.keys() & second.keys()):
+            change = abs(math.log(first[name] / second[name]))
+            if _tolerated(change) > LARGEST:
+                unsteady.append(f"{model}: {name}")
+                continue
+            largest = max(largest, change)
+            ratios[model][name] = round(math.sqrt(first[name] * second[name]), 3)
+    return Ratios(
+        machine=machine,
+        seconds=seconds,
+        tolerance=round(_tolerated(largest), 3),
+        ratios=ratios,
+        unsteady=tuple(unsteady),
+    )
+
+
+def _tolerated(change: float) -> float:
+    """Return the share by which a ratio may fall, of the logarithm of what it changed by between two passes."""
+    return 1 - math.exp(-MARGIN * change)
 
 
 def read_ratios(folder: Path, machine: str) -> Ratios:

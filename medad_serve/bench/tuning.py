@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,13 +107,11 @@ class _Search:
 
     def best_division(self, usual: Trial) -> Trial:
         """Return it with the cores divided among threads and workers."""
-        if cores() == 1:
+        # torch has one number of threads for the whole process: of TorchScript none of this can be tried in it
+        if cores() == 1 or usual.variant.startswith("torchscript"):
             return usual
         single = usual._replace(session=usual.session.model_copy(update={"threads": 1}))
         best = self._fastest([usual, single])
-        # torch has one number of threads for the whole process: here its workers cannot be tried
-        if usual.variant.startswith("torchscript"):
-            return best
         each_own = best._replace(workers=cores())
         return self._fastest([best, each_own], worth=WORTH_OF_A_WORKER)
 
@@ -154,4 +152,5 @@ class _Search:
 
 
 def _together(pool: ThreadPoolExecutor, calls: Sequence[Callable[[], object]]) -> None:
-    wait([pool.submit(call) for call in calls])
+    for each in [pool.submit(call) for call in calls]:
+        each.result()

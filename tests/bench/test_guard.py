@@ -35,6 +35,14 @@ def test_an_engine_that_no_longer_runs_is_worse() -> None:
     assert found.now is None
 
 
+def test_what_changes_too_much_between_two_passes_guards_nothing_and_is_named() -> None:
+    ort, openvino = "onnxruntime, batch 1", "OpenVINO, batch 1"
+    found = settle({"ae": ({ort: 4.0, openvino: 2.0}, {ort: 4.2, openvino: 3.2})}, "m", 1)
+    assert found.unsteady == (f"ae: {openvino}",)
+    assert list(found.ratios["ae"]) == [ort]
+    assert found.tolerance == pytest.approx(1 - (4.0 / 4.2) ** 2, abs=1e-3)
+
+
 def test_the_tolerance_is_twice_the_largest_change_between_two_passes() -> None:
     passes = {"ae": ({"a": 4.0, "b": 2.0}, {"a": 4.4, "b": 2.0}), "vae": ({"a": 1.0}, {"a": 0.95})}
     found = settle(passes, "m", 1)

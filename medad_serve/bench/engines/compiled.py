@@ -35,8 +35,11 @@ class Compiled(Engine):
         """Load the weights; compiling waits for the first batch. On a GPU its calls become CUDA graphs."""
         import torch
 
+        # What Dynamo has compiled of one piece of code is limited, over all models of a process; beyond, it gives the
+        # eager function back and says nothing but in a log. A whole graph or an error is what is measured here.
+        torch.compiler.reset()
         options: dict[str, Any] = {"freezing": True, "triton.cudagraphs": setup.device != "cpu"}
-        compiled = torch.compile(trained(subject, setup), dynamic=False, options=options)
+        compiled = torch.compile(trained(subject, setup), dynamic=False, fullgraph=True, options=options)
         return FixedSession(dict.fromkeys(setup.batches, compiled), subject, setup)
 
     def files(self, subject: Subject, setup: Setup) -> tuple[Path, ...]:
