@@ -13,6 +13,7 @@ from medad_serve.server.tls import trusting
 
 _LINE = re.compile(r'^(\w+)\{(?:.*,)?model_name="([^"]*)"([^}]*)\} (\S+)$', re.MULTILINE)
 _SIZE = re.compile(r'\bsize="(\d+)"')
+_HOW = re.compile(r'\bhow="(\w+)"')
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Counters:
     """From when TorchServe had them to when it had their answers."""
     batches: Counter[int] = field(default_factory=Counter)
     """How many, by requests in them."""
+    losses: Counter[str] = field(default_factory=Counter)
+    """Decoder processes that were lost, by how."""
 
     def since(self, before: Counters) -> Counters:
         """Return what came after ``before``."""
@@ -34,6 +37,7 @@ class Counters:
             self.queue_ms - before.queue_ms,
             self.served_ms - before.served_ms,
             self.batches - before.batches,
+            self.losses - before.losses,
         )
 
 
@@ -53,15 +57,19 @@ def counters_of(text: str, model: str) -> Counters:
     """Take them from Prometheus' text format."""
     sums: dict[str, float] = {}
     batches: Counter[int] = Counter()
+    losses: Counter[str] = Counter()
     for name, of, labels, value in _LINE.findall(text):
         if of != model:
             continue
         if name == "medad_batches_total" and (size := _SIZE.search(labels)):
             batches[int(size[1])] += round(float(value))
+        if name == "medad_decoder_losses_total" and (how := _HOW.search(labels)):
+            losses[how[1]] += round(float(value))
         sums[name] = sums.get(name, 0.0) + float(value)
     return Counters(
         requests=sums.get("ts_inference_requests_total", 0.0),
         queue_ms=sums.get("ts_queue_latency_microseconds", 0.0) / 1e3,
         served_ms=sums.get("ts_inference_latency_microseconds", 0.0) / 1e3,
         batches=batches,
+        losses=losses,
     )

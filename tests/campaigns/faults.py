@@ -2,26 +2,33 @@
 
     python tests/campaigns/faults.py STORE --model NAME FILES... [--clients 8] [--seconds 5] [--json faults.json]
 
-STORE should lie on a small file system of its own where the full disk is to be tried (it is filled). Ends with
-status 1 where anything was lost, or answered otherwise than alone.
+The disk is filled where this account may mount a small one for a copy of STORE; where it may not, the record says that
+this was not tried. Ends with status 1 where anything was lost, or answered otherwise than alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from campaign import finish
-from faults import START_S, bad_clients, full_disk, in_foreground, kill_worker, restart, terminate_java
+from campaign import finish, on_machine
+from faults import START_S, bad_clients, full_disk, in_foreground, kill_worker, restart, small_disk, terminate_java
 from load import Tally, load
 
 from medad_serve.server import Ports, Server
+
+FULL_DISK = "disk full"
+ROOM_MB = 32
+"""For tokens, logs and what TorchServe writes, beside the archives."""
 
 
 def drills(server: Server, model: str, body: bytes, seconds: float) -> dict[str, Callable[[], object]]:
@@ -49,7 +56,7 @@ def drills(server: Server, model: str, body: bytes, seconds: float) -> dict[str,
         "SIGTERM to TorchServe, then started": lambda: terminate_java(server, [model]),
         "SIGTERM to medad-serve, then started": lambda: by_supervisor(server, model),
     }
-    return {**made, "disk full": no_room} if server.store.is_mount() or server.store.parent.is_mount() else made
+    return {**made, FULL_DISK: no_room} if server.store.parent.is_mount() else made
 
 
 def by_supervisor(server: Server, model: str) -> None:
@@ -62,6 +69,21 @@ def by_supervisor(server: Server, model: str) -> None:
     server.start([model], timeout=START_S)
 
 
+@contextmanager
+def on_small_disk(store: Path) -> Iterator[Path]:
+    """Copy a store to a small file system of its own; yields ``store`` itself where none may be mounted."""
+    archives = sorted(store.glob("*.mar"))
+    room = sum(archive.stat().st_size for archive in archives) // 2**20 + ROOM_MB
+    with tempfile.TemporaryDirectory(prefix="medad-faults-") as folder, small_disk(Path(folder) / "disk", room) as disk:
+        if disk is None:
+            yield store
+            return
+        (disk / "store").mkdir()
+        for file in [*archives, *store.glob("*.properties")]:
+            shutil.copyfile(file, disk / "store" / file.name)
+        yield disk / "store"
+
+
 def main() -> int:
     """Run every drill; return 1 where anything was lost or wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,9 +94,19 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--json", type=Path, default=Path("faults.json"))
     how = parser.parse_args()
-    server = Server(how.store, Ports.free())
-    server.start([how.model], timeout=START_S)
+    machine = on_machine()
+    with on_small_disk(how.store) as store:
+        table = run(Server(store, Ports.free()), how)
+    told = {name: tally._asdict() for name, tally in table.items()}
+    untried = [] if FULL_DISK in told else [FULL_DISK]
+    finish(how.json, machine, {"clients": how.clients, "seconds": how.seconds, "faults": told, "not_tried": untried})
+    return int(any(tally.lost or tally.wrong for tally in table.values()))
+
+
+def run(server: Server, how: argparse.Namespace) -> dict[str, Tally]:
+    """Do one fault after another to a server that is asked all the while."""
     table: dict[str, Tally] = {}
+    server.start([how.model], timeout=START_S)
     print(f"{'fault':40}{'sent':>7}{'answered':>10}{'retried':>9}{'wrong':>7}{'lost':>6}{'slowest s':>11}")
     try:
         for name, fault in drills(server, how.model, how.files[0].read_bytes(), how.seconds).items():
@@ -89,9 +121,7 @@ def main() -> int:
     finally:
         if server.process():
             server.stop(drain=0)
-    told = {name: tally._asdict() for name, tally in table.items()}
-    finish(how.json, {"clients": how.clients, "seconds": how.seconds, "faults": told})
-    return int(any(tally.lost or tally.wrong for tally in table.values()))
+    return table
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import re
 import sys
 import tempfile
 import time
@@ -36,8 +35,9 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from campaign import finish, make_artifact
+from campaign import finish, make_artifact, on_machine
 
+from medad_serve.loadbench.counters import read_counters
 from medad_serve.server import Ports, Server
 
 PYDICOM = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -45,7 +45,6 @@ NIBABEL = Path(nibabel.__file__).parent
 BATCH = 8
 TOLERANCE = 1e-6
 NUMBERS = ("score", "p_value", "cutoff", "anomalous")
-LOST = re.compile(r"a decoder process (.+?) and was replaced")
 
 Source = tuple[str, bytes]
 """Kind and content."""
@@ -65,6 +64,7 @@ class Table:
     largest_difference: float = 0.0
     worker_pids: list[int] = field(default_factory=list)
     decoders_lost: Counter[str] = field(default_factory=Counter)
+    """By how: hung, died or nonsense."""
     batches: dict[int, int] = field(default_factory=dict)
     """By size."""
     slowest_s: float = 0.0
@@ -258,11 +258,10 @@ class Campaign:
     def finish(self) -> Table:
         """Read what the server itself tells of workers, decoders and batches."""
         self.table.worker_pids = sorted({*self.table.worker_pids, *self._workers()})
-        log = (self.server.logs / "model_log.log").read_text(errors="replace")
-        self.table.decoders_lost = Counter(LOST.findall(log))
-        told = httpx.get(f"{self.server.url('metrics')}/metrics", trust_env=False).text
-        sizes = re.findall(r'medad_batches_total\{[^}]*size="(\d+)"[^}]*\} ([\d.]+)', told)
-        self.table.batches = {int(size): int(float(count)) for size, count in sorted(sizes)}
+        told = read_counters(self.server.url("metrics"), self.model)
+        assert told is not None, "the server tells no metrics"
+        self.table.decoders_lost = told.losses
+        self.table.batches = dict(sorted(told.batches.items()))
         return self.table
 
     def _judge(self, found: tuple[int, dict[str, Any]], alone: dict[str, Any], number: int) -> None:
@@ -303,6 +302,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("mutants.json"))
     asked = parser.parse_args()
+    machine = on_machine()
     with tempfile.TemporaryDirectory(prefix="medad-mutants-") as folder:
         root = Path(folder)
         artifact, slices = make_artifact(root)
@@ -320,7 +320,7 @@ def main() -> int:
             seconds = time.monotonic() - start
         finally:
             server.stop(drain=0)
-    finish(asked.json, {"mutants": asked.mutants, **table.to_json(), "seconds": round(seconds)})
+    finish(asked.json, machine, {"mutants": asked.mutants, **table.to_json(), "seconds": round(seconds)})
     return 0 if table.is_clean else 1
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from campaign import finish, make_artifact
+from campaign import finish, make_artifact, on_machine
 from leaks import traces
 from marked import Visit, marked_bodies, pay_visit
 from pydicom import dcmread
@@ -43,6 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=Path("privacy.json"))
     asked = parser.parse_args()
+    machine = on_machine()
     with tempfile.TemporaryDirectory(prefix="medad-privacy-") as folder:
         root = Path(folder)
         artifact, slices = make_artifact(root / "made")
@@ -51,7 +52,7 @@ def main() -> int:
         (root / "visit").mkdir()
         visit = pay_visit(artifact, bodies, root / "visit")
     found = to_json(visit, len(bodies))
-    finish(asked.json, found)
+    finish(asked.json, machine, found)
     return int(any(found[name] for name in found if name.endswith("with_marks") or "printed" in name))
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
+from campaign import finish, on_machine
 from untrained import export_untrained
 
 from medad_serve.export.archive import archive
@@ -83,11 +84,11 @@ def main() -> None:
     parser.add_argument("--model", action="append", required=True)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("sweep.json"))
+    parser.add_argument("--json", type=Path, default=Path("sweep.json"))
     asked = parser.parse_args()
     files = (path.read_bytes() for path in sorted(asked.folder.rglob("*.dcm")))
     bodies = [Sent(data) for data in islice(files, 64) if isinstance(decoded(data), Pixels)]
-    told = {}
+    machine, told = on_machine(), {}
     for model in asked.model:
         start = time.monotonic()
         told[model] = sweep(model, bodies, asked.seconds, asked.rounds)
@@ -95,7 +96,7 @@ def main() -> None:
         print("  ".join(f"{name:>10}" for name in told[model][0]))
         for row in told[model]:
             print("  ".join(f"{value:10.4g}" for value in row.values()), flush=True)
-    asked.out.write_text(json.dumps(told, indent=1) + "\n")
+    finish(asked.json, machine, {"seconds": asked.seconds, "rounds": asked.rounds, "models": told})
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ ts_queue_latency_microseconds{model_name="a",model_version="default",hostname="h
 medad_batches_total{model_name="a",size="8",Hostname="h",} 2.0
 medad_batches_total{model_name="a",size="1",Hostname="h",} 4.0
 medad_batches_total{model_name="b",size="8",Hostname="h",} 7.0
+medad_decoder_losses_total{model_name="a",how="died",Hostname="h",} 3.0
+medad_decoder_losses_total{model_name="b",how="hung",Hostname="h",} 1.0
 """
 
 
@@ -69,11 +71,10 @@ def test_rounds_are_pooled_by_their_requests() -> None:
 
 def test_counters_are_those_of_the_model_and_of_the_load() -> None:
     before = counters_of(METRICS, "a")
-    assert before == Counters(20, 60, 300, Counter({8: 2, 1: 4}))
-    after = counters_of(
-        METRICS.replace("20.0", "30.0").replace('size="8",Hostname="h",} 2', 'size="8",Hostname="h",} 5'), "a"
-    )
-    assert after.since(before) == Counters(10, 0, 0, Counter({8: 3}))
+    assert before == Counters(20, 60, 300, Counter({8: 2, 1: 4}), Counter(died=3))
+    later = METRICS.replace("20.0", "30.0").replace('how="died",Hostname="h",} 3', 'how="died",Hostname="h",} 4')
+    after = counters_of(later.replace('size="8",Hostname="h",} 2', 'size="8",Hostname="h",} 5'), "a")
+    assert after.since(before) == Counters(10, 0, 0, Counter({8: 3}), Counter(died=1))
     assert read_counters(f"http://127.0.0.1:{Ports.free().metrics}", "a") is None
 
 

@@ -37,9 +37,13 @@ def make_artifact(root: Path) -> tuple[Path, list[bytes]]:
     return export_run(run, ["onnx"], name="mutants"), [path.read_bytes() for path in slices]
 
 
-def finish(path: Path, found: dict[str, Any]) -> None:
+def on_machine() -> dict[str, Any]:
+    """Return the facts of this machine; before a campaign begins, its load is what others put on it."""
+    return this_machine().model_dump(mode="json", include={"cpu", "cores", "memory_gib", "load", "versions"})
+
+
+def finish(path: Path, machine: dict[str, Any], found: dict[str, Any]) -> None:
     """Print what was found, and write it with what it was found on."""
-    machine = this_machine().model_dump(mode="json", include={"cpu", "cores", "memory_gib", "load", "versions"})
     text = json.dumps({"machine": machine, **found}, indent=1)
     write_whole(path, text + "\n")
     print(text)
