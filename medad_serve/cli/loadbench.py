@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 DEFAULT_CLIENTS = (1, 4, 16, 64)
 STAGE_CLIENTS = (1, 16)
 OVERHEAD_CLIENTS = 16
-WARM_S = 20.0
+WARM_S = 40.0
+"""Java's heap grows for half a minute of load: what it takes afterwards is what is compared."""
 RECORD, PAGE = "serving.json", "serving.md"
 
 
@@ -65,9 +66,11 @@ def bench_serving(
     **access: Any,
 ) -> None:
     """Measure and tell: load on a running server, ways to serve an artifact, what serving it costs."""
+    from medad_serve.bench.machine import this_machine
+
     if to is not None:
         _refuse_other(to)
-    found = Findings()
+    found = Findings({"machine": this_machine().model_dump(mode="json")})
     items = items_of(files)
     own: dict[str, Any] = {"seconds": seconds, "batch": batch, "rounds": rounds, "workers": workers}
     if http and "://" in http:
@@ -236,7 +239,8 @@ def _overhead(
     with serving(locate(artifact), workers=workers, batch_size=batch) as served:
         say(f"{rounds} rounds of {seconds:g} s for each handler")
         cost = measure_overhead(served, _slices(items), clients=clients, seconds=seconds, rounds=rounds)
-        found.data["overhead"] = {**asdict(cost), "parts_ms": cost.parts_ms, "ratio": cost.ratio}
+        asked = {"seconds": seconds, "rounds": rounds, "batch": batch, "workers": workers}
+        found.data["overhead"] = {**asdict(cost), "parts_ms": cost.parts_ms, "ratio": cost.ratio, **asked}
         found.tables.append(overhead_table(cost))
         for item in items:
             if item.is_series:

@@ -78,6 +78,7 @@ def series_table(path: str, speed: Series) -> Table:
     rows = (
         ("in process", speed.in_process, 1.0, speed.in_process_cpu_ms),
         ("over HTTP", speed.http, speed.ratio, speed.http_cpu_ms),
+        ("no-op handler, same bytes", speed.noop, speed.noop / speed.in_process, None),
     )
     title = f"{speed.slices} slices as one request: {path}"
     return Table("series", title, ("way", "slices a second", "x in process", "CPU ms a slice"), rows)

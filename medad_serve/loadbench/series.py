@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from medad_serve.errors import InputError
 from medad_serve.loadbench.closed_loop import Sent
 from medad_serve.loadbench.footprint import Footprint
-from medad_serve.loadbench.served import MODEL, Serving
+from medad_serve.loadbench.served import MODEL, NOOP, Serving
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Series:
     slices: int
     http: float
     in_process: float
+    noop: float
+    """Over HTTP, of the handler that does nothing: what the bytes alone cost."""
     http_cpu_ms: float
     """Processor time a slice, of the server; where other work holds the cores it says more than the speed."""
     in_process_cpu_ms: float
@@ -31,14 +33,16 @@ class Series:
 
 
 def measure_series(served: Serving, series: Sent, files: Sequence[bytes], *, rounds: int = 10) -> Series:
-    """Time one series, packed as the client does, over HTTP by one client, and its files in this process, in turn."""
+    """Time one series over HTTP, packed as the client does, its files in this process, and its bytes alone, in turn."""
     target = served.target(MODEL)
     target.check(series)
     answer = served.predictor.predict([tuple(files)])[0]
     if isinstance(answer, InputError):
         raise answer
     count = len(answer.slices or (answer,))
-    connection = target.connect()
+    floor = served.target(NOOP)
+    floor.check(series)
+    connection, other = target.connect(), floor.connect()
     taken: list[tuple[float, ...]] = []
     for _ in range(rounds + 1):
         before, start = Footprint.of(served.frontend).cpu_s, time.perf_counter()
@@ -47,8 +51,13 @@ def measure_series(served: Serving, series: Sent, files: Sequence[bytes], *, rou
         http_cpu = Footprint.of(served.frontend).cpu_s - before
         before, start = time.process_time(), time.perf_counter()
         served.predictor.predict([tuple(files)])
-        taken.append((http, time.perf_counter() - start, http_cpu, time.process_time() - before))
+        in_process, in_process_cpu = time.perf_counter() - start, time.process_time() - before
+        start = time.perf_counter()
+        floor.send(other, series)
+        taken.append((http, in_process, time.perf_counter() - start, http_cpu, in_process_cpu))
     connection.close()
-    speeds = [count / statistics.median(seconds) for seconds in list(zip(*taken[1:], strict=True))[:2]]
-    costs = [statistics.mean(seconds) * 1e3 / count for seconds in list(zip(*taken[1:], strict=True))[2:]]
+    other.close()
+    columns = list(zip(*taken[1:], strict=True))
+    speeds = [count / statistics.median(seconds) for seconds in columns[:3]]
+    costs = [statistics.mean(seconds) * 1e3 / count for seconds in columns[3:]]
     return Series(count, *speeds, *costs)

@@ -49,6 +49,7 @@ def test_a_series_is_one_request(served: Serving, dicom_files: list[Path]) -> No
     assert speed.slices == 2
     assert 0 < speed.http < speed.in_process * 2
     assert speed.in_process_cpu_ms > 0
+    assert speed.noop > speed.http  # which does as much, and reads the files
 
 
 @pytest.mark.server
