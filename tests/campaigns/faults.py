@@ -28,11 +28,13 @@ from medad_serve.server import Ports, Server
 
 FULL_DISK = "disk full"
 ROOM_MB = 32
-"""For tokens, logs and what TorchServe writes, beside the archives."""
+"""For tokens, logs and what TorchServe writes, beside the archive."""
 
 
-def drills(server: Server, model: str, body: bytes, seconds: float) -> dict[str, Callable[[], object]]:
-    """Name what is done to the server while it is asked; each leaves it serving."""
+def drills(
+    server: Server, model: str, body: bytes, seconds: float, *, may_fill: bool
+) -> dict[str, Callable[[], object]]:
+    """Name what is done to the server while it is asked; each leaves it serving. Its disk is filled if it may be."""
 
     def slow_clients() -> None:
         with bad_clients(server, model, body, count=100):
@@ -56,7 +58,7 @@ def drills(server: Server, model: str, body: bytes, seconds: float) -> dict[str,
         "SIGTERM to TorchServe, then started": lambda: terminate_java(server, [model]),
         "SIGTERM to medad-serve, then started": lambda: by_supervisor(server, model),
     }
-    return {**made, FULL_DISK: no_room} if server.store.parent.is_mount() else made
+    return {**made, FULL_DISK: no_room} if may_fill else made
 
 
 def by_supervisor(server: Server, model: str) -> None:
@@ -70,17 +72,17 @@ def by_supervisor(server: Server, model: str) -> None:
 
 
 @contextmanager
-def on_small_disk(store: Path) -> Iterator[Path]:
-    """Copy a store to a small file system of its own; yields ``store`` itself where none may be mounted."""
-    archives = sorted(store.glob("*.mar"))
-    room = sum(archive.stat().st_size for archive in archives) // 2**20 + ROOM_MB
+def on_small_disk(store: Path, model: str) -> Iterator[Path]:
+    """Copy a store with one model to a file system of its own; yields ``store`` itself where none may be mounted."""
+    room = (store / f"{model}.mar").stat().st_size // 2**20 + ROOM_MB
     with tempfile.TemporaryDirectory(prefix="medad-faults-") as folder, small_disk(Path(folder) / "disk", room) as disk:
         if disk is None:
             yield store
             return
         (disk / "store").mkdir()
-        for file in [*archives, *store.glob("*.properties")]:
-            shutil.copyfile(file, disk / "store" / file.name)
+        for file in store.iterdir():
+            if file.is_file() and (file.stem == model or file.suffix != ".mar"):
+                shutil.copyfile(file, disk / "store" / file.name)
         yield disk / "store"
 
 
@@ -95,21 +97,22 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=Path("faults.json"))
     how = parser.parse_args()
     machine = on_machine()
-    with on_small_disk(how.store) as store:
-        table = run(Server(store, Ports.free()), how)
+    with on_small_disk(how.store, how.model) as store:
+        table = run(Server(store, Ports.free()), how, may_fill=store != how.store)
     told = {name: tally._asdict() for name, tally in table.items()}
     untried = [] if FULL_DISK in told else [FULL_DISK]
     finish(how.json, machine, {"clients": how.clients, "seconds": how.seconds, "faults": told, "not_tried": untried})
     return int(any(tally.lost or tally.wrong for tally in table.values()))
 
 
-def run(server: Server, how: argparse.Namespace) -> dict[str, Tally]:
+def run(server: Server, how: argparse.Namespace, *, may_fill: bool) -> dict[str, Tally]:
     """Do one fault after another to a server that is asked all the while."""
     table: dict[str, Tally] = {}
     server.start([how.model], timeout=START_S)
     print(f"{'fault':40}{'sent':>7}{'answered':>10}{'retried':>9}{'wrong':>7}{'lost':>6}{'slowest s':>11}")
+    made = drills(server, how.model, how.files[0].read_bytes(), how.seconds, may_fill=may_fill)
     try:
-        for name, fault in drills(server, how.model, how.files[0].read_bytes(), how.seconds).items():
+        for name, fault in made.items():
             tally = load(server, how.model, how.files, fault, clients=how.clients, seconds=how.seconds)
             table[name] = tally
             print(
