@@ -78,6 +78,7 @@ def test_load_on_a_running_server_tells_its_memory_and_its_stages(
     done = CliRunner().invoke(bench, [*asked, *made])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
+    assert found["machine"]["cores"] > 0
     assert [load["clients"] for load in found["load"]] == [1, 3]
     assert all(load["requests"] > 0 and load["errors"] == {} for load in found["load"])
     for load, stages in zip(found["load"], found["stages"], strict=True):
