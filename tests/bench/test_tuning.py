@@ -48,15 +48,15 @@ def costing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Cost], None]:
 
 
 def test_the_fastest_variant_is_kept_with_the_figures_of_all(own: Path, costing: Callable[[Cost], None]) -> None:
-    costing(lambda variant, items, _: items * (0.002 if variant.startswith("torch") else 0.01))
+    costing(lambda variant, items, _: items * (0.002 if variant.startswith("torch") else 0.02))
     found = tune(own, seconds=0.1)
     assert load_manifest(own).tuning == found
     assert found.variant == "torchscript/float32"
     assert found.session == Session(batch=1), "a larger batch that is no faster is not worth its delay"
     assert found.workers == 1
     rates = {name: rate for name, rate in found.trials.items() if name.endswith("batch=1")}
-    assert 30 < rates["onnx/float32, batch=1"] < 1 / 0.01
-    assert 110 < rates["torchscript/float32, batch=1"] < 1 / 0.002
+    assert 0 < rates["onnx/float32, batch=1"] < 1 / 0.02
+    assert rates["onnx/float32, batch=1"] < rates["torchscript/float32, batch=1"] < 1 / 0.002
 
 
 def test_a_batch_that_shares_a_cost_is_chosen(own: Path, costing: Callable[[Cost], None]) -> None:
@@ -67,13 +67,13 @@ def test_a_batch_that_shares_a_cost_is_chosen(own: Path, costing: Callable[[Cost
 def test_a_thread_and_a_worker_for_each_core_where_threads_help_nothing(
     own: Path, costing: Callable[[Cost], None]
 ) -> None:
-    costing(lambda _, items, session: items * (0.004 if session.threads == 1 else 0.02))
+    costing(lambda _, items, session: items * (0.004 if session.threads == 1 else 0.04))
     found = tune(own, variants=["onnx"], seconds=0.1)
     assert (found.session.threads, found.workers) == (1, 2)
 
 
 def test_what_onnxruntime_does_slower_is_left_out(own: Path, costing: Callable[[Cost], None]) -> None:
-    costing(lambda _, items, session: items * (0.004 if session.optimization == "extended" else 0.02))
+    costing(lambda _, items, session: items * (0.004 if session.optimization == "extended" else 0.04))
     assert tune(own, variants=["onnx"], seconds=0.1).session.optimization == "extended"
 
 
@@ -81,7 +81,7 @@ def test_what_was_found_is_taken_by_predictor_and_archive(
     own: Path, costing: Callable[[Cost], None], tmp_path: Path, dicom_files: list[Path]
 ) -> None:
     before = Predictor.load(own).predict([dicom_files[0]])[0]
-    costing(lambda variant, items, _: items * (0.002 if variant.startswith("torch") else 0.01))
+    costing(lambda variant, items, _: items * (0.002 if variant.startswith("torch") else 0.02))
     tune(own, seconds=0.05)
     predictor = Predictor.load(own)
     assert predictor.variant == "torchscript/float32"
