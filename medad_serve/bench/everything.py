@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medad_serve.bench.catalogue import small_artifact
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 class _Found:
     """What was measured so far."""
 
-    data: list[Table]
+    data: list[Table] = field(default_factory=list)
     benchmarks: list[Benchmark] = field(default_factory=list)
     passes: dict[str, tuple[dict[str, float], dict[str, float]]] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)
@@ -52,18 +52,27 @@ class _Found:
 def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say: Say) -> Report:
     """Benchmark small runs of the models, made below ``home``, and write the page, its plots and the ratios.
 
-    Everything is measured before anything is written. A model that cannot be exported is told on the page.
+    The page is written whole after each model, so that a run which is stopped loses only the model that it was at; what
+    it did not reach, or could not export, is told on the page.
     """
     refuse_other(docs / FOLDER)
-    machine = this_machine()
-    found = _Found(_data_tables(models, plan, say) if plan.device == "cpu" else [])
-    for name in models:
+    machine, found = this_machine(), _Found()
+
+    def written(left: Sequence[str]) -> Report:
+        report = Report(machine=machine, seconds=plan.seconds, benchmarks=tuple(found.benchmarks))
+        out = [*found.left_out, *((name, "not reached before the run was stopped") for name in left)]
+        _write(report, replace(found, left_out=out), docs, "make bench" if plan.device == "cpu" else "make bench-gpu")
+        return report
+
+    for number, name in enumerate(models, 1):
         _bench_one(name, home, plan, say, found)
+        if found.benchmarks:
+            written(models[number:])
     if not found.benchmarks:
         raise MedadError("no model could be measured", "; ".join(f"{name}: {why}" for name, why in found.left_out))
-    report = Report(machine=machine, seconds=plan.seconds, benchmarks=tuple(found.benchmarks))
-    _write(report, found, docs, "make bench" if plan.device == "cpu" else "make bench-gpu")
-    return report
+    if plan.device == "cpu":
+        found.data += _data_tables(models, plan, say)
+    return written(())
 
 
 def _bench_one(name: str, home: Path, plan: Plan, say: Say, found: _Found) -> None:

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medad_serve.bench import everything
+from medad_serve.bench.everything import bench_all
+from medad_serve.bench.guard import FILE, read_ratios
+from medad_serve.bench.machine import this_machine
+from medad_serve.bench.measure import Plan
+from medad_serve.bench.results import Benchmark
+from medad_serve.errors import MedadError
+
+MODELS = ("ae", "vae", "vqvae")
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, benchmark: Benchmark) -> list[str]:
+    """Measures nothing: every model gets the figures of one benchmark; what was asked for is listed."""
+    asked: list[str] = []
+
+    def artifact(name: str, *_: object, **__: object) -> Path:
+        asked.append(name)
+        if name == "vae":
+            raise MedadError("it cannot be exported", "Try another")
+        return Path(name)
+
+    monkeypatch.setattr(everything, "small_artifact", artifact)
+    monkeypatch.setattr(
+        everything, "bench_engines", lambda artifact, *_: benchmark.model_copy(update={"name": artifact.name})
+    )
+    monkeypatch.setattr(everything, "predict_seconds", lambda _: 0.75)
+    monkeypatch.setattr(everything, "_ratios", lambda _: {"onnxruntime, batch 1": 4.0})
+    monkeypatch.setattr(everything, "_data_tables", lambda *_: [])
+    return asked
+
+
+def test_the_page_tells_every_model_and_why_one_is_missing(measured: list[str], tmp_path: Path) -> None:
+    report = bench_all(MODELS, tmp_path / "runs", tmp_path / "docs", Plan(), say=lambda _: None)
+    assert measured == list(MODELS)
+    assert [each.name for each in report.benchmarks] == ["ae", "vqvae"]
+    page = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "it cannot be exported" in page
+    assert "not reached" not in page
+    kept = read_ratios(tmp_path / "docs" / "benchmarks", this_machine().kind)
+    assert set(kept.ratios) == {"ae", "vqvae"}
+    assert kept.tolerance == 0
+
+
+def test_a_run_that_is_stopped_leaves_the_models_before_and_tells_what_is_missing(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmark: Benchmark
+) -> None:
+    def stopped(artifact: Path, *_: object) -> Benchmark:
+        if artifact.name == "vqvae":
+            raise KeyboardInterrupt
+        return benchmark.model_copy(update={"name": artifact.name})
+
+    monkeypatch.setattr(everything, "bench_engines", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        bench_all(MODELS, tmp_path / "runs", tmp_path / "docs", Plan(), say=lambda _: None)
+    page = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "## ae" in page
+    assert "| vqvae | not reached before the run was stopped |" in page
+    assert (tmp_path / "docs" / "benchmarks" / FILE).is_file()
+
+
+def test_no_model_at_all_is_an_error_and_writes_nothing(measured: list[str], tmp_path: Path) -> None:
+    with pytest.raises(MedadError, match="no model could be measured"):
+        bench_all(["vae"], tmp_path / "runs", tmp_path / "docs", Plan(), say=lambda _: None)
+    assert not (tmp_path / "docs").exists()
