@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medad_serve.calibration import Decider, Decision, parse_aggregation
 from medad_serve.errors import InputError
-from medad_serve.io import Pixels
+from medad_serve.io import LeftOut, Pixels
 from medad_serve.overlay import encode_png, overlay
 from medad_serve.prep import Prepared, Shown, display, unfamiliar
 from medad_serve.result import Heatmap, InputFacts, ItemResult, Options, Result
@@ -35,6 +35,7 @@ class Item:
     timing: dict[str, float]
     sources: tuple[int, ...] = ()
     """Of its slices, as :attr:`Facts.sources`; empty where there are none."""
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def held_bytes(self) -> int:
@@ -88,6 +89,7 @@ class Answers:
             regions=_item_results(each, details, regions=regions) if regions else None,
             heatmap=None if found.heatmap is None else self._heatmap(item, found.heatmap, highest),
             input=item.facts,
+            left_out=item.left_out or None,
             warnings=self._warnings(item.notes, item.prepared),
             timing_ms={name: round(ms, 3) for name, ms in item.timing.items()},
         )

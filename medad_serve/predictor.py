@@ -256,6 +256,7 @@ class Predictor:
             options=options,
             timing={"decode": decode_ms, "prepare": (time.perf_counter() - start) * 1e3},
             sources=() if self.manifest.prep.is_volume else pixels.facts.sources,
+            left_out=pixels.facts.left_out,
         )
 
     def _check_time(self, batch: _Batch, pixels: Pixels, decode_ms: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from medad_serve.io import LeftOut
 from medad_serve.spec import Frozen, Window
 
 HeatmapFormat = Literal["none", "png", "npy"]
@@ -75,6 +76,8 @@ class Result(Frozen):
     regions: tuple[ItemResult, ...] | None = None
     heatmap: Heatmap | None = None
     input: InputFacts
+    left_out: tuple[LeftOut, ...] | None = None
+    """Of the files sent together, those that were not used; where there are any."""
     warnings: tuple[str, ...] = ()
     timing_ms: dict[str, float]
 

@@ -109,6 +109,17 @@ def test_a_slice_tells_which_of_the_files_sent_it_came_in(predictor: Predictor, 
     answer = predictor.predict([(*(slices[n] for n in order), b"no image")])[0]
     assert [part.score for part in answer.slices] == [alone[n] for n in range(5)]
     assert [order[part.source] for part in answer.slices] == [0, 1, 2, 3, 4]
+    assert answer.to_json()["left_out"] == [{"source": 5, "reason": "it is no DICOM file"}]
+    assert "left_out" not in predictor.predict([tuple(slices)])[0].to_json()
+
+
+def test_patients_sent_together_are_never_decided_as_one(predictor: Predictor, make_ct, make_slice) -> None:
+    bleeding = _bytes(make_ct(make_slice(3, bleeding=True), "P2", instance=3))
+    ours = [_bytes(make_ct(make_slice(n), "P1", instance=n)) for n in (1, 2)]
+    mixed, alone = predictor.predict([(ours[0], bleeding, ours[1]), tuple(ours)])
+    assert (mixed.score, mixed.anomalous) == (alone.score, alone.anomalous)
+    assert "1 file of another series left out" in mixed.warnings
+    assert mixed.to_json()["left_out"] == [{"source": 1, "reason": "of another series"}]
 
 
 def test_policy_is_chosen_among_the_calibrated(predictor: Predictor, good: list[bytes]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,10 @@ from medad_serve.cli.serving import FOLDER, STORE
 
 HeatmapFormat = Literal["png", "npy", "none"]
 Answer = dict[str, Any]
+_OF_FILES = ("slices", "left_out")
+"""Parts of an answer that tell a ``source``."""
+_MOST_NAMES = 3
+"""Of files left out for a reason that a table names; ``--json`` tells all."""
 
 
 @click.command()
@@ -58,7 +62,7 @@ def predict(
         raise click.UsageError("Give either --model NAME or --artifact DIR.")
     items = items_of(files, one_series=one_series)
     answers = (_in_process if how["artifact"] else _by_server)(items, heatmap_format if heatmap else "none", how)
-    answers = _naming_slices(items, answers)
+    answers = _naming_files(items, answers)
     if heatmap:
         answers = _save_heatmaps(items, answers, heatmap)
     unanswered: list[int] = []
@@ -110,15 +114,19 @@ def _by_server(items: Sequence[Item], heatmap: HeatmapFormat, how: dict[str, Any
         )
 
 
-def _naming_slices(items: Iterable[Item], answers: Iterable[Answer]) -> Iterator[Answer]:
-    """Add to each slice the file that it came in: servers are sent none of their names and tell the place of each."""
+def _naming_files(items: Iterable[Item], answers: Iterable[Answer]) -> Iterator[Answer]:
+    """Add to each slice, and to each file left out, its name: servers are sent none and tell the place of each."""
     for item, answer in zip(items, answers, strict=True):
-        if item.is_series and "slices" in answer:
+        if item.is_series:
             names = dict(enumerate(map(str, item.files)))
-            files = [names.get(part.get("source")) for part in answer["slices"]]
-            slices = zip(answer["slices"], files, strict=True)
-            answer = {**answer, "slices": [{**part, "file": file} if file else part for part, file in slices]}
+            named = {key: [_named(part, names) for part in answer[key]] for key in _OF_FILES if key in answer}
+            answer = {**answer, **named}
         yield answer
+
+
+def _named(part: Answer, names: Mapping[int, str]) -> Answer:
+    file = names.get(part.get("source", -1))
+    return {**part, "file": file} if file else part
 
 
 def _save_heatmaps(items: Sequence[Item], answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
@@ -164,6 +172,7 @@ def _print_table(items: Iterable[Item], answers: Iterable[Answer]) -> int:
     table = Table(whole_names, "score", "p-value", "cutoff", *told, "decision", box=None, pad_edge=False)
     failed, untold = 0, [""] * len(told)
     notes: dict[str, None] = {}
+    unused: list[str] = []
     for item, answer in zip(items, answers, strict=stopped is None):
         if fault := answer.get("error"):
             failed += 1
@@ -180,15 +189,29 @@ def _print_table(items: Iterable[Item], answers: Iterable[Answer]) -> int:
             highest = max(slices, key=lambda part: part["score"])
             table.add_row(f"  highest: {escape(highest['file'])}", *_figures(highest), "", *untold, _decision(highest))
         notes |= dict.fromkeys(answer.get("warnings", ()))
+        unused += _left_out(item, answer)
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 10_000  # a line a file for whatever reads it
     console.print(table)
     for note in notes:
         console.print(f"Warning: {escape(note)}")
+    for line in unused:
+        console.print(escape(line))
     if stopped is not None:
         raise stopped
     return failed
+
+
+def _left_out(item: Item, answer: Answer) -> Iterator[str]:
+    """Yield a line that names what was left out, for each reason."""
+    names: dict[str, list[str]] = {}
+    for part in answer.get("left_out", ()):
+        names.setdefault(part["reason"], []).append(part.get("file", f"file {part['source']}"))
+    for reason, files in names.items():
+        more = len(files) - _MOST_NAMES
+        told = ", ".join(files[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+        yield f"Left out of {item.path}: {told} ({reason})"
 
 
 def _figures(part: Answer) -> list[str]:

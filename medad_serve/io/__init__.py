@@ -4,8 +4,8 @@ from medad_serve.io.decode import decode
 from medad_serve.io.limits import DEFAULT_LIMITS, Limits
 from medad_serve.io.lut import Lut
 from medad_serve.io.pages import keep_freed_pages
-from medad_serve.io.pixels import Facts, Pixels
+from medad_serve.io.pixels import Facts, LeftOut, Pixels
 
-__all__ = ["DEFAULT_LIMITS", "Facts", "Limits", "Lut", "Pixels", "decode"]
+__all__ = ["DEFAULT_LIMITS", "Facts", "LeftOut", "Limits", "Lut", "Pixels", "decode"]
 
 keep_freed_pages()

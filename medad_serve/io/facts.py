@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 from pydicom.dataset import Dataset
@@ -14,7 +13,7 @@ from medad_serve.io.groups import group_items
 from medad_serve.io.layout import Layout
 from medad_serve.io.lut import Lut, read_lut
 from medad_serve.io.pixels import Axes, Facts, Triple
-from medad_serve.io.tags import code, codes, holds, numbers, uid
+from medad_serve.io.tags import code, codes, holds, numbers, series_digest
 from medad_serve.spec import Window
 
 Notes = tuple[str, ...]
@@ -33,7 +32,6 @@ _MODALITIES = frozenset(_TERMS.split())
 def read_facts(ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[float, float], notes: Notes) -> Facts:
     """Collect the facts; an unreadable optional tag counts as absent."""
     position, normal, origins, axes = _planes(ds, layout.frames)
-    series = uid(ds, "SeriesInstanceUID")
     windows = _windows(ds, layout.frames)
     voi, faults = _voi(ds, layout, windows)
     return Facts(
@@ -51,7 +49,7 @@ def read_facts(ds: Dataset, layout: Layout, syntax: UID, stored_range: tuple[flo
         normal=normal,
         origins=origins,
         axes=axes,
-        series=hashlib.sha256(series.encode()).hexdigest()[:16] if series else "",
+        series=series_digest(ds),
         notes=(*notes, *faults),
     )
 

@@ -14,7 +14,7 @@ from medad_serve.io.mask import MOST_LABELS, check_same_grid, labels_of, resampl
 from medad_serve.io.members import read_members
 from medad_serve.io.nifti import Volume, decode_nifti, holds_nifti, read_volume, to_pixels
 from medad_serve.io.numpy_file import NPY, decode_npy
-from medad_serve.io.pixels import Pixels
+from medad_serve.io.pixels import LeftOut, Pixels
 from medad_serve.io.series import decode_series, files
 
 _ONE = "Send one series or volume, with at most one label mask as NIfTI"
@@ -49,7 +49,8 @@ def decode_members(members: list[bytes], limits: Limits) -> Pixels:
     if not others:
         return pixels
     note = f"{files(len(others))} left out: no volume"
-    return replace(pixels, facts=replace(pixels.facts, notes=(*pixels.facts.notes, note)))
+    left_out = tuple(LeftOut(place, "no volume") for place in others)
+    return replace(pixels, facts=replace(pixels.facts, notes=(*pixels.facts.notes, note), left_out=left_out))
 
 
 def _is_volume(member: bytes) -> bool:

@@ -18,6 +18,15 @@ Axes = tuple[float, float, float, float, float, float]
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A file that came with others and was not used."""
+
+    source: int
+    """Its place among the files sent, from 0."""
+    reason: str
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the file says of its pixels; nothing that names a person."""
 
@@ -50,7 +59,9 @@ class Facts:
     uneven: str = ""
     """What keeps frames whose places are known from being an even volume, e.g. ``2 slices are missing``."""
     series: str = ""
-    """A digest that is equal for files of one series (the UID itself is not kept)."""
+    """A digest that is equal for files of one series, study and patient (no identifier itself is kept)."""
+    left_out: tuple[LeftOut, ...] = ()
+    """The files sent together that are not among the frames, in the order sent."""
     notes: tuple[str, ...] = ()
     """What a reader of the answer should know, e.g. slices of a ZIP that were left out."""
 

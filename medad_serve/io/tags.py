@@ -6,6 +6,7 @@ access, and no conversion whose warning could quote a value.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import struct
@@ -25,7 +26,8 @@ _FORMATS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "U
 _CODE = re.compile(r"[A-Z0-9 _]{1,16}")
 
 _WANTED = """
-TransferSyntaxUID SpecificCharacterSet ImageType Modality BodyPartExamined SeriesInstanceUID
+TransferSyntaxUID SpecificCharacterSet ImageType Modality BodyPartExamined
+PatientID StudyInstanceUID SeriesInstanceUID
 ImagePositionPatient ImageOrientationPatient PixelSpacing ImagerPixelSpacing
 SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns
 BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit
@@ -39,6 +41,8 @@ ExtendedOffsetTable ExtendedOffsetTableLengths PixelData FloatPixelData DoubleFl
 """
 TAGS = {word: BaseTag(tag) for word in _WANTED.split() if (tag := tag_for_keyword(word)) is not None}
 """The elements that are read of a file, by keyword; names of people never are."""
+SERIES = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
+"""What tells series apart: UIDs alone are not unique where files were anonymised or copied badly."""
 
 
 @cache
@@ -127,10 +131,13 @@ def codes(ds: Dataset, keyword: str) -> tuple[str, ...]:
     return tuple(text if _CODE.fullmatch(text) else "" for text in texts)
 
 
-def uid(ds: Dataset, keyword: str) -> str:
-    """Return a UID without its padding, or ``""``."""
-    text = _text(ds, keyword).strip(" \0")
-    return text if re.fullmatch(r"[0-9.]{1,64}", text) else ""
+def series_digest(ds: Dataset) -> str:
+    """Return what is equal for files of one series of one patient and study, or ``""`` where a file states none.
+
+    It is a digest, so that neither an identifier nor a UID is kept.
+    """
+    stated = [_text(ds, keyword).strip(" \0") for keyword in SERIES]
+    return hashlib.sha256(repr(stated).encode()).hexdigest()[:16] if any(stated) else ""
 
 
 def _text(ds: Dataset, keyword: str) -> str:

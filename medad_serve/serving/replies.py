@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from medad_serve.errors import InputError
-from medad_serve.io import Facts, Limits, Lut, Pixels
+from medad_serve.io import Facts, LeftOut, Limits, Lut, Pixels
 from medad_serve.io.pixels import Kind
 
 _Part = Literal["padding", "affine", "labels", "lut"]
@@ -123,11 +123,17 @@ def decode_reply(body: bytes, views: Sequence[memoryview], limits: Limits) -> Pi
     facts, entries = head.facts, found.pop("lut", None)
     if len(facts.sources) not in (0, len(array)):
         raise ValueError("the reply names other files than frames")
+    if len(facts.left_out) > limits.max_members or not all(_is_told(each, limits) for each in facts.left_out):
+        raise ValueError("the reply leaves out files that nobody sent")
     if (head.table is None) != (entries is None) or (head.table is not None and facts.voi is not None):
         raise ValueError("the reply holds half a lookup table")
     if head.table is not None and entries is not None:
         facts = replace(facts, voi=Lut(head.table.first, entries, head.table.bits))
     return Pixels(array, head.kind, inverted=head.inverted, spacing_mm=head.spacing_mm, facts=facts, **found)
+
+
+def _is_told(file: LeftOut, limits: Limits) -> bool:
+    return 0 <= file.source < limits.max_members and len(file.reason) <= _LONGEST_TEXT and file.reason.isprintable()
 
 
 def _bytes(array: NDArray[Any], kind: type[np.generic]) -> memoryview:

@@ -103,6 +103,7 @@ def test_duplicate_slices_are_left_out_and_counted(series: Any, stacked: Any) ->
     pixels = stacked(series(along([0, 5, 10, 5, 10, 0.0004])))
     assert pixels.array[:, 0, 0].tolist() == [0, 1, 2]
     assert pixels.facts.notes == ("3 files left out: another slice lies at the same place",)
+    assert [each.source for each in pixels.facts.left_out] == [3, 4, 5]
     assert pixels.affine[2, 0] == 5
 
 

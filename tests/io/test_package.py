@@ -128,6 +128,7 @@ def test_one_volume_in_a_zip_is_decoded_as_it_is(make_zip: Any, make_nifti: Any,
 def test_other_files_beside_a_volume_are_counted(make_zip: Any, make_nifti: Any, scan: Any) -> None:
     pixels = decode(make_zip([b"a note", make_nifti(scan, AFFINE), gzip.compress(b"another")]))
     assert pixels.facts.notes == ("2 files left out: no volume",)
+    assert [(each.source, each.reason) for each in pixels.facts.left_out] == [(0, "no volume"), (2, "no volume")]
 
 
 def test_more_than_a_scan_and_its_mask_is_422(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medad_serve.errors import InputError
-from medad_serve.io import Limits, decode
+from medad_serve.io import LeftOut, Limits, decode
 from medad_serve.io.members import read_members
 
 AXIAL = [1, 0, 0, 0, 1, 0]
@@ -79,6 +79,51 @@ def test_what_is_left_out_is_counted(make_zip: Any, make_dicom: Any, slice_16: A
     assert "1 file of another orientation left out" in text
     assert "1 file left out: it is no DICOM file" in text
     assert "1 file left out: (7FE0,0010) Pixel Data is shorter" in text
+    assert [(each.source, each.reason.partition(" is shorter")[0]) for each in pixels.facts.left_out] == [
+        (0, "of another series"),
+        (1, "of another series"),
+        (2, "of another size"),
+        (3, "of another orientation"),
+        (4, "it is no DICOM file"),
+        (5, "(7FE0,0010) Pixel Data"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ours", "foreign"),
+    [
+        ({"SeriesInstanceUID": None}, {"SeriesInstanceUID": None, "PatientID": "P2"}),
+        ({}, {"PatientID": "P2"}),
+        ({"StudyInstanceUID": "1.2.1"}, {"StudyInstanceUID": "1.2.2"}),
+        ({}, {"SeriesInstanceUID": "1.2.3"}),
+    ],
+)
+def test_slices_of_another_patient_study_or_series_are_left_out(
+    make_zip: Any, make_dicom: Any, slice_16: Any, ours: dict[str, Any], foreign: dict[str, Any]
+) -> None:
+    files = [
+        make_dicom(slice_16, ImagePositionPatient=[0, 0, 5 * place], ImageOrientationPatient=AXIAL, **tags)
+        for place, tags in enumerate((ours, foreign, ours))
+    ]
+    for sent in (make_zip(files), tuple(files)):
+        facts = decode(sent).facts
+        assert facts.sources == (0, 2)
+        assert facts.notes[0] == "1 file of another series left out"
+        assert facts.left_out == (LeftOut(1, "of another series"),)
+        assert "P2" not in repr(facts)
+
+
+def test_a_slice_without_a_position_among_others_is_said_to_lack_it(
+    make_dicom: Any, slice_16: Any, slices: list[bytes]
+) -> None:
+    reason = "(0020,0032) Image Position (Patient) or (0020,0037) Image Orientation (Patient)"
+    placeless = make_dicom(slice_16, ImageOrientationPatient=AXIAL)
+    facts = decode((*slices[:2], placeless)).facts
+    assert facts.left_out == (LeftOut(2, f"it lacks {reason}"),)
+    assert facts.notes == (f"1 file left out: it lacks {reason}",)
+    assert decode((placeless, slices[0])).facts.sources == (1,)
+    facts = decode((placeless, slices[0], placeless)).facts
+    assert facts.left_out == (LeftOut(1, f"it states {reason}, which most lack"),)
 
 
 def test_localisers_are_named_and_left_out_however_many(
@@ -89,6 +134,7 @@ def test_localisers_are_named_and_left_out_however_many(
     pixels = decode(make_zip([*scouts, *slices]))
     assert pixels.array[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert pixels.facts.notes == ("7 files left out: localiser (scout view)",)
+    assert pixels.facts.left_out == tuple(LeftOut(place, "localiser (scout view)") for place in range(7))
     assert not pixels.facts.localizer
     assert decode(make_zip(scouts[:2])).facts.localizer  # nothing else: the model's check refuses it
 

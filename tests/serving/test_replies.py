@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medad_serve.errors import InputError
-from medad_serve.io import DEFAULT_LIMITS, Facts, Limits, Lut, Pixels
+from medad_serve.io import DEFAULT_LIMITS, Facts, LeftOut, Limits, Lut, Pixels
 from medad_serve.serving.replies import decode_reply, encode_reply
 from medad_serve.spec import Window
 
@@ -37,6 +37,7 @@ WHOLE = Pixels(
         stored_range=(-np.inf, np.nan),
         origins=((0.1, 0.2, 0.3), (0.1, 0.2, 5.3)),
         sources=(7, 0),
+        left_out=(LeftOut(3, "of another series"),),
         axes=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
         notes=("1 file left out: \N{GREEK SMALL LETTER ALPHA}",),
     ),
@@ -154,6 +155,29 @@ def test_a_refusal_that_no_decoder_makes_is_none(change: dict[str, Any]) -> None
     body, _ = sent(InputError(422, "no", "do"))
     assert read(json.dumps({**json.loads(body), **change}).encode(), []) is None
     assert read(body, [memoryview(b"1")]) is None
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        [{"source": -1, "reason": "no"}],
+        [{"source": 3, "reason": "no"}],
+        [{"source": 0, "reason": "two\nlines"}],
+        [{"source": 0, "reason": "x" * 1001}],
+        [{"source": 0, "reason": "no"}] * 4,
+        [{"source": "0", "reason": "no"}],
+    ],
+)
+def test_a_file_left_out_that_nobody_sent_is_no_reply(left_out: list[dict[str, Any]]) -> None:
+    limits = Limits(max_members=3)
+    body, views = sent(replace(WHOLE, facts=replace(WHOLE.facts, left_out=())))
+    said = json.loads(body)
+    said["facts"]["left_out"] = [{"source": 2, "reason": "no"}]
+    found = read(json.dumps(said).encode(), views, limits)
+    assert isinstance(found, Pixels)
+    assert found.facts.left_out == (LeftOut(2, "no"),)
+    said["facts"]["left_out"] = left_out
+    assert read(json.dumps(said).encode(), views, limits) is None
 
 
 def test_a_pickle_is_no_reply_and_nothing_of_it_is_run(tmp_path: Any) -> None:
