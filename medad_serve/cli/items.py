@@ -40,8 +40,8 @@ def items_of(paths: Sequence[Path], *, one_series: bool = False) -> list[Item]:
     """Return an item for each file, and those that a folder holds, in it or below it.
 
     Of a folder, the DICOM files of a series are one item, and every other image or volume is one of its own; what is
-    neither is left out, which is said. With ``one_series`` everything named is one series. Raises UsageError for
-    folders without anything to score.
+    neither, and DICOM objects without pixels, are left out and named. With ``one_series`` everything named is one
+    series. Raises UsageError for folders without anything to score.
     """
     if one_series:
         files = tuple(file for path in paths for file in (_files_below(path) if path.is_dir() else (path,)))
@@ -56,19 +56,28 @@ def _in_folder(path: Path) -> list[Item]:
     from medad_serve.cli.folders import contents_of, names_of
 
     items: list[Item] = []
-    left_out = 0
+    left_out: list[Path] = []
+    without_pixels: list[Path] = []
     for place, files in _folders_below(path):
         found = contents_of(files)
         named = place if place.name not in ("", "..") else place.resolve()
         pairs = zip(names_of(named, found.series), found.series, strict=True)
         series = [Item(name, tuple(each.files), is_series=True) for name, each in pairs]
         items += sorted([*series, *(Item(file, (file,)) for file in found.others)], key=lambda item: item.files[0])
-        left_out += len(found.left_out)
+        left_out += found.left_out
+        without_pixels += found.without_pixels
     if not items:
         raise click.UsageError(f"{path} holds no files that are scored.")
-    if left_out:
-        click.echo(f"Left out of {path}: {left_out} {'file' if left_out == 1 else 'files'} of other kinds", err=True)
+    _say_left_out(path, left_out, "of other kinds")
+    _say_left_out(path, without_pixels, "of DICOM without pixels")
     return items
+
+
+def _say_left_out(folder: Path, files: Sequence[Path], what: str) -> None:
+    if files:
+        count = "1 file" if len(files) == 1 else f"{len(files)} files"
+        names = ", ".join(str(file.relative_to(folder)) for file in files)
+        click.echo(f"Left out of {folder}: {count} {what}: {names}", err=True)
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

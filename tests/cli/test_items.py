@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
+from pydicom.uid import RTStructureSetStorage, XRayRadiationDoseSRStorage
 
 from medad_serve.cli.items import Item, items_of
 
@@ -98,7 +99,50 @@ def test_what_is_no_image_is_left_out_and_said_to_be(
 ) -> None:
     filled(written(tmp_path, "1"), "notes.txt", "report.csv")
     assert [item.files for item in items_of([tmp_path])] == [(tmp_path / "1",)]
-    assert capsys.readouterr().err == f"Left out of {tmp_path}: 2 files of other kinds\n"
+    assert capsys.readouterr().err == f"Left out of {tmp_path}: 2 files of other kinds: notes.txt, report.csv\n"
+
+
+def test_dicom_objects_without_pixels_are_left_out_of_a_folder_and_named(
+    tmp_path: Path, written: Slices, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = written(tmp_path, "1", "sub/1")
+    for name, storage in (("dose.dcm", XRayRadiationDoseSRStorage), ("sub/structures", RTStructureSetStorage)):
+        ds = dcmread(folder / "1")
+        for keyword in ("Rows", "Columns", "PixelData"):
+            delattr(ds, keyword)
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = storage
+        ds.save_as(folder / name)
+    assert [item.files for item in items_of([folder])] == [(folder / "1",), (folder / "sub/1",)]
+    said = f"Left out of {folder}: 2 files of DICOM without pixels: dose.dcm, sub/structures\n"
+    assert capsys.readouterr().err == said
+    assert items_of([folder / "dose.dcm"]) == [Item(folder / "dose.dcm", (folder / "dose.dcm",))]
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID"])
+@pytest.mark.parametrize("has_series", [True, False])
+def test_patients_and_studies_in_one_folder_are_told_apart(
+    tmp_path: Path, written: Slices, keyword: str, has_series: bool
+) -> None:
+    folder = written(tmp_path / "study", "1", "2", "3")
+    for file in folder.iterdir():
+        ds = dcmread(file)
+        if not has_series:
+            del ds.SeriesInstanceUID
+        if file.name == "2":
+            setattr(ds, keyword, "1.2.3")
+        ds.save_as(file)
+    assert [(item.path.name, [file.name for file in item.files]) for item in items_of([folder])] == [
+        ("study#1", ["1", "3"]),
+        ("study#2", ["2"]),
+    ]
+
+
+@pytest.mark.parametrize("end", [370, 700, 960])
+def test_an_image_cut_short_before_its_pixels_is_answered(tmp_path: Path, written: Slices, end: int) -> None:
+    folder = written(tmp_path, "1")
+    (folder / "1").write_bytes((folder / "1").read_bytes()[:end])
+    [item] = items_of([folder])
+    assert item.files == (folder / "1",)
 
 
 def test_a_damaged_file_goes_with_the_only_series_and_else_alone(tmp_path: Path, written: Slices) -> None:
@@ -115,7 +159,7 @@ def test_a_damaged_file_goes_with_the_only_series_and_else_alone(tmp_path: Path,
 def test_files_that_state_no_series_are_one(tmp_path: Path, written: Slices) -> None:
     for file in written(tmp_path, "1", "2").iterdir():
         ds = dcmread(file)
-        del ds.SeriesInstanceUID
+        del ds.SeriesInstanceUID, ds.StudyInstanceUID, ds.PatientID
         ds.save_as(file)
     assert items_of([tmp_path]) == [Item(tmp_path, (tmp_path / "1", tmp_path / "2"), is_series=True)]
 
