@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import click
+import httpx
 import pytest
 import yaml
 
@@ -73,6 +74,20 @@ def test_every_request_of_the_api_is_answered_as_told(server: Server, dicom_file
     assert zipped["score"] == pytest.approx(form["score"], rel=1e-6)
     assert tensor["id"] == "7"
     assert tensor["outputs"][0]["name"] == "score"
+
+
+@pytest.mark.server
+def test_addresses_that_are_said_to_answer_404_do(server: Server) -> None:
+    token = json.loads(server.key_file.read_text())["inference"]["key"]
+    told = re.search(r"`infer` alone.*?answer 404", SECTIONS["HTTP API"], re.DOTALL)
+    assert told is not None
+    addresses = re.findall(r"`(/v2/\S+)`", told.group())
+    assert len(addresses) == 4
+    for address in addresses:
+        answer = httpx.get(
+            server.url("inference") + address, headers={"Authorization": f"Bearer {token}"}, trust_env=False
+        )
+        assert answer.status_code == 404, address
 
 
 @pytest.mark.server
