@@ -1,8 +1,9 @@
 """Write docs/serving-measured.md from what the campaigns and the load on a server left behind.
 
-    python tests/campaigns/measured.py --mutants mutants.json --faults faults.json --load load.json --privacy x.json
+    python tests/campaigns/measured.py --mutants mutants.json --faults faults.json --load load.json --overhead o.json
 
-Each record is kept beside the page, in docs/serving-measured/; those not named stay as they are there.
+Each record is kept beside the page, in docs/serving-measured/; those not named stay as they are there. Targets stand
+beside what was measured, met or not.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,27 @@ COMMANDS = {
     "--json faults.json",
     "load": "medad-serve bench FILES... --http URL --model NAME --clients {clients} --seconds {seconds:.0f} --json "
     "> load.json",
+    "overhead": "medad-serve bench --overhead ARTIFACT FILES... SERIES_FOLDER/ --clients {clients} "
+    "--seconds {seconds:g} --rounds {rounds} --json > overhead.json",
+    "sweep": "python tests/campaigns/sweep.py FOLDER {models} --seconds {seconds:g} --rounds {rounds} "
+    "--json sweep.json",
     "privacy": "python tests/campaigns/privacy.py --json privacy.json",
 }
+HANDLER_AT_MOST, SERIES_AT_LEAST, GROWTH_AT_MOST = 1.15, 0.8, 0.05
+"""The handler beside the sum of its parts; a series over HTTP beside in process; memory from start to end of a load."""
 Record = dict[str, Any]
 
 
 def page(records: dict[str, Record]) -> str:
     """Return the page of the records that there are, by name."""
-    writers = {"mutants": mutants, "faults": faults, "load": load, "privacy": privacy}
+    writers = {
+        "mutants": mutants,
+        "faults": faults,
+        "load": load,
+        "overhead": overhead,
+        "sweep": sweep,
+        "privacy": privacy,
+    }
     return "\n".join([HEAD, *(write(records[name]) for name, write in writers.items() if name in records)])
 
 
@@ -54,7 +68,8 @@ def mutants(record: Record) -> str:
         ("good neighbours whose answer moved by more than 1e-6", len(record["neighbours_moved"])),
         ("largest relative difference of a neighbour's answer", record["largest_relative_difference"]),
         ("workers lost", len(record["worker_pids"]) - 1),
-        *((f"decoder processes that {how}", count) for how, count in record["decoder_processes_lost"].items()),
+        ("decoder processes lost and replaced", sum(record["decoder_processes_lost"].values())),
+        *((f"of them: {how}", count) for how, count in sorted(record["decoder_processes_lost"].items())),
         ("slowest batch, seconds", record["slowest_batch_s"]),
         ("minutes", record["seconds"] / 60),
     ]
@@ -74,6 +89,8 @@ def faults(record: Record) -> str:
     keys = ("sent", "answered", "retried", "wrong", "lost", "slowest_s")
     rows = tuple((name, *(tally[key] for key in keys)) for name, tally in record["faults"].items())
     text = f"{record['clients']} clients that ask without pause and send again what was not answered."
+    if record["not_tried"]:
+        text += f" Not tried, for want of a disk that may be mounted: {', '.join(record['not_tried'])}."
     return _section("faults", "Faults under load", text, record, [Table("faults", "", columns, rows)])
 
 
@@ -84,15 +101,70 @@ def load(record: Record) -> str:
     rows = tuple((*(each[key] for key in keys), sum(each["errors"].values())) for each in record["load"])
     tables = [Table("load", "", columns, rows)]
     if memory := record.get("memory"):
-        parts = (("TorchServe", "frontend_mib"), ("workers", "workers_mib"))
-        grown = tuple((name, memory["before"][key], memory["after"][key]) for name, key in parts)
-        tables.append(Table("memory", "", ("resident memory, MiB", "before", "after"), grown))
+        tables += _memory(memory["before"], memory["after"])
     asked = {
         "clients": ",".join(str(each["clients"]) for each in record["load"]),
         "seconds": min(each["seconds"] for each in record["load"]),
     }
     text = "Each client sends its next request once the last is answered; the generator shares the cores."
     return _section("load", "Load", text, record | asked, tables)
+
+
+def _memory(before: dict[str, float], after: dict[str, float]) -> Iterator[Table]:
+    """Tell how much the processes grew between the end of the warm-up and that of the load."""
+    parts = (("TorchServe", "frontend_mib"), ("workers", "workers_mib"))
+    sizes = tuple((name, before[key], after[key]) for name, key in parts)
+    yield Table("memory", "", ("resident memory, MiB", "before", "after"), sizes)
+    grown = [(f"growth of {name}", after[key] / before[key] - 1) for name, key in parts]
+    yield _targets((what, f"at most {GROWTH_AT_MOST}", value, value <= GROWTH_AT_MOST) for what, value in grown)
+
+
+def overhead(record: Record) -> str:
+    """Tell what serving costs beside its parts: one file, then whole series."""
+    cost = record["overhead"]
+    parts: list[tuple[str, Cell]] = [
+        ("no-op handler, same bytes and configuration", cost["noop_ms"]),
+        ("decode and prepare in process", cost["decode_ms"]),
+        ("batched inference in process", cost["infer_ms"]),
+        ("sum of the parts", cost["parts_ms"]),
+        ("handler", cost["handler_ms"]),
+    ]
+    ratio = cost["ratio"]
+    told = [("handler / sum of the parts", f"at most {HANDLER_AT_MOST}", ratio, ratio <= HANDLER_AT_MOST)]
+    tables = [Table("overhead", "", ("processor time", "ms a request"), tuple(parts))]
+    for series in record.get("series", ()):
+        tables.append(_series(series))
+        ratio = series["ratio"]
+        what = f"speed of {series['slices']} slices over HTTP / in process"
+        told.append((what, f"at least {SERIES_AT_LEAST}", ratio, ratio >= SERIES_AT_LEAST))
+    text = (
+        "All measured in turn in one run. What the no-op handler takes over a series is the transport of its bytes. "
+        "Other work on the cores moves speeds, and by more than processor time."
+    )
+    return _section("overhead", "What serving costs", text, record | cost, [*tables, _targets(told)])
+
+
+def _series(series: Record) -> Table:
+    count = series["slices"]
+    ways = (("in process", "in_process"), ("over HTTP", "http"), ("no-op handler over HTTP, same bytes", "noop"))
+    rows = tuple((name, series[key], count / series[key] * 1e3, series.get(f"{key}_cpu_ms")) for name, key in ways)
+    return Table("series", "", (f"{count} slices as one request", "slices a second", "ms", "CPU ms a slice"), rows)
+
+
+def sweep(record: Record) -> str:
+    """Tell what workers, batch size and delay change, for each model."""
+    keys = ("workers", "batch_size", "delay_ms", "clients", "per_second", "p50_ms", "p95_ms", "cpu_ms")
+    columns = ("workers", "batch size", "delay ms", "clients", "answers a second", "p50 ms", "p95 ms", "CPU ms")
+    tables = [
+        Table(model, "", ("model", *columns), tuple((model, *(row[key] for key in keys)) for row in rows))
+        for model, rows in record["models"].items()
+    ]
+    asked = {"models": " ".join(f"--model {model}" for model in record["models"])}
+    text = (
+        "All settings are served at once and loaded in turn. The defaults of `archive` are 1 worker, batches of up to "
+        "8 and a delay of 1 ms; a second worker takes as much memory again."
+    )
+    return _section("sweep", "Workers, batches and delay", text, record | asked, tables)
 
 
 def privacy(record: Record) -> str:
@@ -113,9 +185,15 @@ def _facts(facts: Iterable[tuple[str, Cell]]) -> Table:
     return Table("facts", "", ("measured", "figure"), tuple(facts))
 
 
+def _targets(rows: Iterable[tuple[str, str, float, bool]]) -> Table:
+    return Table("targets", "", ("measured", "target", "figure", "met"), tuple(rows))
+
+
 def _section(name: str, title: str, text: str, record: Record, tables: list[Table]) -> str:
-    machine = record.get("machine")
-    where = f" On {machine['cpu']}, {machine['cores']} cores." if machine else ""
+    machine = record["machine"]
+    where = (
+        f" On {machine['cpu']}, {machine['cores']} cores, on which {machine['load']:.1f} processes ran before it began."
+    )
     command = f"```console\n{COMMANDS[name].format(**record)}\n```\n"
     return "\n".join([f"## {title}\n\n{text}{where}\n\n{command}", *(table.markdown() for table in tables)])
 
@@ -123,6 +201,12 @@ def _section(name: str, title: str, text: str, record: Record, tables: list[Tabl
 def records_in(folder: Path) -> dict[str, Record]:
     """Return the records that are kept in a folder, by name."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def without_paths(record: Record) -> Record:
+    """Return a record without where its series lay, which is nobody else's business."""
+    series = [{key: value for key, value in each.items() if key != "path"} for each in record.get("series", ())]
+    return {**record, "series": series} if series else record
 
 
 def main() -> int:
@@ -135,9 +219,9 @@ def main() -> int:
     docs = asked.pop("docs")
     for name, path in asked.items():
         if path is not None:
-            text = path.read_text()
-            page({name: json.loads(text)})  # before anything is written
-            write_whole(docs / RECORDS / f"{name}.json", text)
+            record = without_paths(json.loads(path.read_text()))
+            page({name: record})  # before anything is written
+            write_whole(docs / RECORDS / f"{name}.json", json.dumps(record, indent=1) + "\n")
     write_whole(docs / PAGE, page(records_in(docs / RECORDS)))
     print(docs / PAGE)
     return 0
