@@ -30,7 +30,7 @@ from medad_serve.loadbench import Footprint, Sent, Target, put_load
 from medad_serve.models import family
 from medad_serve.server import Ports, Server
 
-SETTINGS = ((1, 1, 0), (1, 8, 1), (1, 8, 5), (1, 8, 20), (1, 8, 50), (1, 16, 20), (2, 8, 20))
+SETTINGS = ((1, 1, 0), (1, 8, 1), (1, 8, 5), (1, 8, 20), (1, 8, 50), (1, 16, 20), (2, 8, 1))
 """Workers, batch size, milliseconds of delay."""
 CLIENTS = (1, 4, 16)
 WARM_S = 1.5
