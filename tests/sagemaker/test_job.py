@@ -64,7 +64,7 @@ def test_a_job_that_is_stopped_goes_on_from_its_checkpoint_and_leaves_a_model(co
     [
         ({"model": "none"}, "Choose one of: ae"),
         ({"train.max_epoch": "3"}, "Did you mean train.max_epochs?"),
-        ({"formats": "onnx,pickle"}, "there is no format 'pickle'"),
+        ({"formats": "onnx,pickle"}, "there is no runtime 'pickle'"),
         ({"name": "a b"}, "'a b' cannot name a model"),
         ({"layout": "cq501"}, "layout cq501 takes one channel"),
         ({"calibration.policy": "specificity=0.999"}, "takes 999 healthy patients"),
