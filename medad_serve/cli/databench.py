@@ -15,6 +15,7 @@ from medad_serve.bench.tables import Table
 from medad_serve.bench.training import bench_training
 from medad_serve.bench.writing import refuse_other
 from medad_serve.cli.console import out, table
+from medad_serve.errors import MedadError
 from medad_serve.models import Family, families, family
 
 TRAINING_SECONDS = 3.0
@@ -41,7 +42,8 @@ def bench_data(
     if measure_io:
         made += _io_tables(files, (chosen or [family("ae")])[0], seconds or SECONDS)
     if epoch:
-        made.append(bench_training(chosen or list(families().values()), seconds=seconds or TRAINING_SECONDS))
+        every = chosen or list(families().values())
+        made.append(bench_training(every, seconds=seconds or TRAINING_SECONDS, device=device))
     if step:
         made.append(bench_steps(chosen or [family("ae")], batch=batch, device=device))
     if to is not None:
@@ -58,6 +60,9 @@ def bench_data(
 
 
 def _io_tables(files: Sequence[Path], chosen: Family, seconds: float) -> Iterator[Table]:
+    for file in files:
+        if file.is_dir():
+            raise MedadError(f"{file} is a folder", "Name files")
     if files:
         yield bench_given([file.read_bytes() for file in files], chosen, seconds=seconds)
         return
