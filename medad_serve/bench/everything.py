@@ -61,7 +61,7 @@ def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say:
     def written(left: Sequence[str]) -> Report:
         report = Report(machine=machine, seconds=plan.seconds, benchmarks=tuple(found.benchmarks))
         out = [*found.left_out, *((name, "not reached before the run was stopped") for name in left)]
-        _write(report, replace(found, left_out=out), docs, "make bench" if plan.device == "cpu" else "make bench-gpu")
+        _write(report, replace(found, left_out=out), docs, _command(plan))
         return report
 
     for number, name in enumerate(models, 1):
@@ -73,6 +73,14 @@ def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say:
     if plan.device == "cpu":
         found.data += _data_tables(models, plan, say)
     return written(())
+
+
+def _command(plan: Plan) -> str:
+    """Return what makes the page again: the target, or where engines were chosen, the command with them."""
+    if not plan.only:
+        return "make bench" if plan.device == "cpu" else "make bench-gpu"
+    engines = " ".join(f"--engine '{name}'" for name in plan.only)
+    return f"medad-serve bench --all --device {plan.device} --seconds {plan.seconds:g} {engines}"
 
 
 def _bench_one(name: str, home: Path, plan: Plan, say: Say, found: _Found) -> None:

@@ -65,6 +65,13 @@ def test_a_run_that_is_stopped_leaves_the_models_before_and_tells_what_is_missin
     assert (tmp_path / "docs" / "benchmarks" / FILE).is_file()
 
 
+def test_a_page_of_some_engines_says_so(measured: list[str], tmp_path: Path) -> None:
+    plan = Plan(only=("onnxruntime",), seconds=2.5)
+    bench_all(["ae"], tmp_path / "runs", tmp_path / "docs", plan, say=lambda _: None)
+    page = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "Made by `medad-serve bench --all --device cpu --seconds 2.5 --engine 'onnxruntime'`" in page
+
+
 def test_no_model_at_all_is_an_error_and_writes_nothing(measured: list[str], tmp_path: Path) -> None:
     with pytest.raises(MedadError, match="no model could be measured"):
         bench_all(["vae"], tmp_path / "runs", tmp_path / "docs", Plan(), say=lambda _: None)
