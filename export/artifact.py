@@ -128,10 +128,10 @@ def _output_specs(bundle: Bundle) -> tuple[OutputSpec, ...]:
     return tuple(OutputSpec(name=name, shape=found[name].shape[1:]) for name in bundle.model.outputs)
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions that an export depends on."""
+def package_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """Return the versions of packages that are installed, by default of those that an export depends on."""
     found = {}
-    for name in _PACKAGES:
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

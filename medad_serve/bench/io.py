@@ -10,7 +10,7 @@ from typing import Any
 
 import pydicom
 
-from medad_serve.bench.encodings import SIZES, SYNTAXES, Encoded, Syntax, encoded_dicom, encoded_files, head
+from medad_serve.bench.encodings import SIZES, SYNTAXES, Encoded, Syntax, encoded_dicom, encoded_files
 from medad_serve.bench.stock import (
     has_plugin,
     monai_pipeline,
@@ -23,7 +23,6 @@ from medad_serve.bench.stock import (
 )
 from medad_serve.bench.tables import Cell, Table
 from medad_serve.bench.timing import Task, Turns, in_turns
-from medad_serve.data.phantoms.ct_dicom import Encoding, save_ct
 from medad_serve.io import decode
 from medad_serve.models import Family
 from medad_serve.prep import prepare
@@ -139,12 +138,3 @@ def bench_given(files: Sequence[bytes], chosen: Family, *, seconds: float = SECO
     timed = in_turns(tasks, seconds)
     rows = tuple((task, turns.median / len(files), turns.ratio(timed[FLOOR])) for task, turns in timed.items())
     return Table("given", f"{len(files)} given files, prepared for {chosen.name}", ("task", "ms", "x floor"), rows)
-
-
-def slice_bytes() -> bytes:
-    """Return an uncompressed 512x512 CT slice of a phantom: signed 16 bit, with padding outside the circle."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "slice.dcm"
-        encoding = Encoding(signed=True, rle=False)
-        save_ct(path, head(512), patient="bench", index=0, spacing_mm=0.45, encoding=encoding, seed=0)
-        return path.read_bytes()

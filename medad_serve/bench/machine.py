@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from medad_serve.export.artifact import package_versions
 from medad_serve.serving.resources import cores, memory_bytes
 from medad_serve.spec import Frozen
 
@@ -65,7 +65,7 @@ def this_machine() -> Machine:
         load=round(os.getloadavg()[0], 2),
         gpus=_gpus(),
         system=f"{platform.system()} {platform.release()} ({platform.machine()})",
-        versions={"python": platform.python_version(), **_versions()},
+        versions={"python": platform.python_version(), **package_versions(PACKAGES)},
     )
 
 
@@ -78,13 +78,3 @@ def _gpus() -> tuple[str, ...]:
     import torch
 
     return tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

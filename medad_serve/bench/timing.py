@@ -9,23 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Timings = dict[str, float]
 Task = Callable[[], object]
 Clock = Callable[[], float]
 BURST_S = 0.02
 """Time that a turn lasts at least: after others had the caches, the first call says little."""
 LEAST_TURNS = 3
-
-
-def interleaved(tasks: Mapping[str, Task], rounds: int) -> Timings:
-    """Return the median milliseconds of each task, run in turn so that a noisy machine disturbs all alike."""
-    taken: dict[str, list[float]] = {name: [] for name in tasks}
-    for number in range(rounds + 1):
-        for name, task in tasks.items():
-            milliseconds = _timed(task)
-            if number:  # the first round warms caches
-                taken[name].append(milliseconds)
-    return {name: statistics.median(values) for name, values in taken.items()}
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from click.testing import CliRunner
 
 from medad_serve.bench.codecs import IN_USE, bench_codecs
 from medad_serve.bench.encodings import SYNTAXES
-from medad_serve.bench.io import DICOM_COLUMNS, bench_dicom, bench_files, slice_bytes
+from medad_serve.bench.io import DICOM_COLUMNS, bench_dicom, bench_files
 from medad_serve.cli.main import cli
 from medad_serve.errors import MedadError
+from medad_serve.loadbench.phantom import slice_bytes
 
 
 def test_a_syntax_has_a_row_for_each_size_and_depth_with_its_floor_and_stock_pipelines() -> None:

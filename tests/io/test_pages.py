@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medad_serve.bench.io import slice_bytes
+from medad_serve.loadbench.phantom import slice_bytes
 
 PROGRAM = """
 import resource, sys
