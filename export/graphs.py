@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +28,8 @@ class Graphs:
     samples: FloatArray
     """``(N, C, *S)`` prepared items that the ranges of int8 are measured on."""
     folder: Path
-    choice: Choice = field(default_factory=Choice)
-    """What int8 quantizes."""
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    """What int8 quantizes, by file; where nothing was chosen, what a search tries first."""
 
     def file(self, variant: str) -> Path:
         """Return the graph file of a variant; raises MedadError where it cannot be made."""
@@ -49,16 +49,21 @@ class Graphs:
         """Of the ONNX graph."""
         return Quantizer.of(self.file("onnx"), self.samples)
 
-    def quantize(self, choice: Choice) -> None:
-        """Have int8 made anew by another choice."""
-        self.choice = choice
-        (self.folder / graph_of("onnx/int8")).unlink(missing_ok=True)
+    def make_anew(self, file: str) -> None:
+        """Have a graph made once more at its next use."""
+        (self.folder / file).unlink(missing_ok=True)
+
+    def quantize(self, runtime: str, path: Path) -> None:
+        """Write the int8 graph of a runtime, by what was chosen."""
+        choice = self.choices.get(path.name) or next(self.quantizer.choices(runtime), Choice())
+        self.quantizer.write(path, runtime, choice)
 
 
 _MAKERS: dict[str, Callable[[Graphs, Path], None]] = {
     "model.onnx": lambda graphs, path: export_onnx(graphs.model, graphs.shape, path),
     "model.float16.onnx": lambda graphs, path: to_float16(graphs.file("onnx"), path),
-    "model.int8.onnx": lambda graphs, path: graphs.quantizer.write(path, graphs.choice),
+    "model.int8.onnx": lambda graphs, path: graphs.quantize("onnx", path),
+    "model.int8.openvino.onnx": lambda graphs, path: graphs.quantize("openvino", path),
     "model.ts": lambda graphs, path: export_torchscript(graphs.model, graphs.shape, path),
     "model.bfloat16.ts": lambda graphs, path: export_torchscript(graphs.model, graphs.shape, path, torch.bfloat16),
 }

@@ -1,8 +1,8 @@
 """Static int8: an ONNX graph whose convolutions and linear layers compute in 8 bits (QDQ), calibrated on real inputs.
 
-Weights are signed with a scale per channel, activations unsigned with one per tensor, as Krishnamoorthi
-(arXiv:1806.08342) recommends and as onnxruntime and OpenVINO both fuse. A codebook lookup is a MatMul and stays in
-float32: codes that flip change an answer as a whole.
+Weights are signed with a scale per channel, activations have one per tensor, as Krishnamoorthi (arXiv:1806.08342)
+recommends. What else is in 8 bits hangs on what a runtime has kernels for and how it fuses them: each has a graph of
+its own. A codebook lookup is a MatMul and stays in float32: codes that flip change an answer as a whole.
 """
 
 from __future__ import annotations
@@ -15,16 +15,42 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from medad_serve.runtime import FloatArray, OnnxRuntime, run_batched
+from medad_serve.runtime import FloatArray, OnnxRuntime, OpenVinoRuntime, Runtime, run_batched
 
-QUANTIZED = ("Conv", "ConvTranspose", "Gemm")
 JOINING = ("Add", "AveragePool", "Concat", "MaxPool", "Mul", "Relu", "Resize", "Sigmoid")
-"""Between two layers in int8 these compute in it too, or each would be brought to float32 and back. What the last
-layers give, and all that follows, is float32: of a score in 8 bits, 256 values would be left."""
+"""Between two layers in int8 these can compute in it too. What the last layers give, and all that follows, is float32:
+of a score in 8 bits, 256 values would be left."""
 GROUPS = 24
 """Of neighbouring layers, whose sensitivity is measured together."""
 SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Of the layers, the most sensitive first, that are left in float32 in turn until a graph is accepted."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a runtime wants a graph to be quantized."""
+
+    layers: tuple[str, ...]
+    """Types of nodes that it computes in int8; the others it would bring to float32 and back."""
+    zero_points: bool
+    """Whether it fuses those of activations. Where it does not, activations are unsigned only where none is negative,
+    and else signed and symmetric."""
+    joins: tuple[bool, ...]
+    """Whether what lies between layers is quantized: each in turn."""
+    float_outputs: tuple[str, ...] = ()
+    """Types of layers whose outputs are not quantized, only what the next layer reads."""
+
+
+STYLES = {
+    "onnx": Style(("Conv", "Gemm"), zero_points=True, joins=(True, False)),
+    # OpenVINO fuses an activation into the layer before it and brings what it gives to 8 bits for the layer after it;
+    # told to quantize on both sides, it computes each by itself, and (2026.4) gives other numbers than onnxruntime
+    # does. It does the latter also where a transposed convolution gives float32: an image, for whose mean error 256
+    # values are enough. A zero point becomes a subtraction in float32 of every value.
+    "openvino": Style(
+        ("Conv", "ConvTranspose", "Gemm"), zero_points=False, joins=(False,), float_outputs=("Conv", "Gemm")
+    ),
+}
 
 
 class Choice(NamedTuple):
@@ -32,7 +58,7 @@ class Choice(NamedTuple):
 
     in_float: frozenset[str] = frozenset()
     """Layers that stay in float32."""
-    joined: bool = True
+    joined: bool = False
     """Whether what lies between layers is quantized too."""
 
 
@@ -44,8 +70,6 @@ class Quantizer:
     """Prepared: shapes inferred, constants folded."""
     samples: FloatArray
     ranges: Any
-    layers: tuple[str, ...]
-    """Names of the nodes that can compute in int8, in the order of the graph."""
 
     @classmethod
     def of(cls, graph: Path, samples: FloatArray) -> Quantizer:
@@ -55,28 +79,32 @@ class Quantizer:
 
         prepared = graph.with_name("prepared.onnx")
         quant_pre_process(str(graph), str(prepared), skip_symbolic_shape=True)
+        kinds = {kind for style in STYLES.values() for kind in style.layers}
         calibrator = create_calibrator(
             prepared,
-            [*QUANTIZED, *JOINING],
+            [*sorted(kinds), *JOINING],
             augmented_model_path=str(graph.with_name("augmented.onnx")),
             calibrate_method=CalibrationMethod.MinMax,
         )
         calibrator.collect_data(_Reader(samples, calibrator.infer_session.get_inputs()[0].name))
-        nodes = onnx.load(str(prepared)).graph.node
-        layers = tuple(node.name for node in nodes if node.op_type in QUANTIZED)
-        return cls(prepared, samples, calibrator.compute_data(), layers)
+        return cls(prepared, samples, calibrator.compute_data())
 
-    def write(self, target: Path, choice: Choice) -> None:
-        """Write the graph with the layers chosen in int8, and what joins two of these."""
+    def layers(self, runtime: str) -> tuple[str, ...]:
+        """Return the names of the nodes that a runtime computes in int8, in the order of the graph."""
+        kinds = STYLES[runtime].layers
+        return tuple(node.name for node in onnx.load(str(self.graph)).graph.node if node.op_type in kinds)
+
+    def write(self, target: Path, runtime: str, choice: Choice) -> None:
+        """Write the graph for a runtime with the layers chosen in int8, and where chosen what joins two of these."""
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-        model = onnx.load(str(self.graph))
-        layers = set(self.layers) - choice.in_float
+        model, style = onnx.load(str(self.graph)), STYLES[runtime]
+        kinds = [*style.layers, *JOINING]
+        layers = {node.name for node in model.graph.node if node.op_type in style.layers} - choice.in_float
         after, before = _after_and_before(model.graph, layers)
         joining = {n.name for n in model.graph.node if n.op_type in JOINING and n.name in after & before}
         chosen = layers | (joining if choice.joined else set())
-        kinds = [*QUANTIZED, *JOINING]
         quantizer = QDQQuantizer(
             model,
             per_channel=True,
@@ -87,37 +115,61 @@ class Quantizer:
             nodes_to_quantize=[],
             nodes_to_exclude=[n.name for n in model.graph.node if n.op_type in kinds and n.name not in chosen],
             op_types_to_quantize=kinds,
-            extra_options={},
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": list(style.float_outputs),
+                "TensorQuantOverrides": {} if style.zero_points else self._without_zero_points(model.graph),
+            },
         )
         quantizer.quantize_model()
-        _leave_output_in_float(quantizer.model.model.graph, _last(model.graph, layers - before))
+        if not style.float_outputs:
+            _leave_output_in_float(quantizer.model.model.graph, layers - before)
         quantizer.model.save_model_to_file(str(target))
         onnx.checker.check_model(str(target), full_check=True)
 
-    def choices(self) -> Iterator[Choice]:
-        """Yield what to try: all in int8, the layers alone, then ever fewer, without those that move the score most."""
-        if not self.layers:
-            return
-        yield Choice()
-        yield Choice(joined=False)
-        ordered = self._by_sensitivity()
-        for share in SHARES:
-            yield Choice(frozenset(ordered[: max(1, round(share * len(ordered)))]), joined=False)
+    def _without_zero_points(self, graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
+        """Return for every activation its type: unsigned, from zero on, or signed around zero."""
+        from onnxruntime.quantization import QuantType
 
-    def _by_sensitivity(self) -> list[str]:
-        """Return the layers, those first which alone in int8 change the scores of the samples most."""
-        exact = self._scores(self.graph)
+        weights = {each.name for each in graph.initializer}
+        signed = {name: float(np.min(found.range_value[0])) < 0 for name, found in self.ranges.items()}
+        return {
+            name: [{"quant_type": QuantType.QInt8 if negative else QuantType.QUInt8, "symmetric": negative}]
+            for name, negative in signed.items()
+            if name not in weights
+        }
+
+    def choices(self, runtime: str) -> Iterator[Choice]:
+        """Yield what to try: all layers in int8, then ever fewer, without those that move the score most."""
+        layers = self.layers(runtime)
+        if not layers:
+            return
+        for joined in STYLES[runtime].joins:
+            yield Choice(joined=joined)
+        ordered = self._by_sensitivity(runtime, layers)
+        for share in SHARES:
+            yield Choice(frozenset(ordered[: max(1, round(share * len(ordered)))]))
+
+    def _by_sensitivity(self, runtime: str, layers: Collection[str]) -> list[str]:
+        """Return the layers, those first without which in int8 the scores of the samples are nearest to the exact ones.
+
+        Each group is left out of a graph that is otherwise in int8: what goes wrong between two layers shows too.
+        """
+        exact = self._scores(OnnxRuntime(self.graph))
         trial = self.graph.with_name("trial.onnx")
         found: list[tuple[float, list[str]]] = []
-        for group in np.array_split(np.array(self.layers), min(GROUPS, len(self.layers))):
-            self.write(trial, Choice(frozenset(self.layers) - set(group.tolist()), joined=False))
-            change = float(np.sqrt(np.mean(np.square(self._scores(trial) - exact))))
+        for group in np.array_split(np.array(layers), min(GROUPS, len(layers))):
+            self.write(trial, runtime, Choice(frozenset(group.tolist())))
+            change = float(np.sqrt(np.mean(np.square(self._scores(_open(runtime, trial)) - exact))))
             found.append((change, group.tolist()))
         trial.unlink()
-        return [name for _, group in sorted(found, key=lambda each: -each[0]) for name in group]
+        return [name for _, group in sorted(found, key=lambda each: each[0]) for name in group]
 
-    def _scores(self, graph: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return run_batched(OnnxRuntime(graph), self.samples, ["score"], 1)["score"].astype(np.float64)
+    def _scores(self, runtime: Runtime) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return run_batched(runtime, self.samples, ["score"], 1)["score"].astype(np.float64)
+
+
+def _open(runtime: str, graph: Path) -> Runtime:
+    return OpenVinoRuntime(graph, precision="int8") if runtime == "openvino" else OnnxRuntime(graph)
 
 
 def _after_and_before(graph: onnx.GraphProto, layers: Collection[str]) -> tuple[set[str], set[str]]:
@@ -139,15 +191,6 @@ def _reached(steps: Iterable[tuple[onnx.NodeProto, Iterable[str], Iterable[str]]
         if node.name in layers or node.name in reached:
             carried.update(targets)
     return reached
-
-
-def _last(graph: onnx.GraphProto, names: Collection[str]) -> set[str]:
-    """Return those of the layers that can compute in int8 and give float32.
-
-    Not the transposed convolutions: OpenVINO (2026.4) then gives other numbers than onnxruntime does. What they give
-    is an image, for whose mean error 256 values are enough.
-    """
-    return {node.name for node in graph.node if node.name in names and node.op_type != "ConvTranspose"}
 
 
 def _leave_output_in_float(graph: onnx.GraphProto, names: Collection[str]) -> None:

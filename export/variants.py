@@ -20,7 +20,7 @@ from medad_serve.models import AnomalyModel
 from medad_serve.runtime import Runtime, probe
 from medad_serve.spec import FLOAT32, Calibration, Fidelity, Parity
 
-INT8_GRAPH = graph_of("onnx/int8")
+INT8 = "int8"
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,19 @@ class Exporter:
         self.device = device
         self._folders = (scratch / str(number) for number in count())
         self._graphs: dict[AnomalyModel, Graphs] = {}
-        self._choice: Choice | None = None
-        """What int8 quantizes, once a search has found it."""
+        self._choices: dict[str, Choice] = {}
+        """What int8 quantizes, by graph file, once a search has found it."""
         self.main = self._of(bundle.model)
 
     def export(self, variants: Sequence[str]) -> dict[str, Exported]:
         """Return what was made of each variant; raises MedadError where a gate refuses one.
 
-        Variants that share the int8 graph are searched for together; what comes later takes the graph as it is.
+        Variants that share an int8 graph are searched for together; what comes later takes the graph as it is.
         """
-        quantized = [name for name in variants if graph_of(name) == INT8_GRAPH]
-        made = self._search(quantized) if quantized and self._choice is None else {}
+        made: dict[str, Exported] = {}
+        for file in dict.fromkeys(graph_of(name) for name in variants if _is_int8(name)):
+            if file not in self._choices:
+                made |= self._search(file, [name for name in variants if graph_of(name) == file])
         for name in variants:
             if name not in made:
                 made[name] = self._exact(name) if name.endswith(f"/{FLOAT32}") else self._accepted(name)
@@ -60,8 +62,7 @@ class Exporter:
         if model not in self._graphs:
             folder = next(self._folders)
             folder.mkdir()
-            choice = self._choice or Choice()
-            self._graphs[model] = Graphs(model, self.bundle.shape, self.bundle.samples, folder, choice)
+            self._graphs[model] = Graphs(model, self.bundle.shape, self.bundle.samples, folder, self._choices)
         return self._graphs[model]
 
     def _open(self, variant: str, model: AnomalyModel) -> Runtime:
@@ -93,14 +94,14 @@ class Exporter:
         trained, trained_calibration = self._trained
         scored = score(self.bundle, lambda model: self._open(variant, model))
         calibration = calibration_from(self.bundle, scored)
-        is_int8 = graph_of(variant) == INT8_GRAPH
+        runtime, file = variant.partition("/")[0], graph_of(variant)
         fidelity = compare(
             variant,
             self.bundle.policy,
             (trained.held_out, trained_calibration),
             (scored.held_out, calibration),
-            layers=len(self.main.quantizer.layers) if is_int8 else 0,
-            float_layers=len(self.main.choice.in_float) if is_int8 else 0,
+            layers=len(self.main.quantizer.layers(runtime)) if _is_int8(variant) else 0,
+            float_layers=len(self._choices[file].in_float) if _is_int8(variant) else 0,
         )
         return Exported(calibration, fidelity, self._probe(variant))
 
@@ -111,16 +112,20 @@ class Exporter:
             raise refusal(variant, fault)
         return made
 
-    def _search(self, variants: list[str]) -> dict[str, Exported]:
-        """Quantize ever less until every variant of the int8 graph is accepted."""
+    def _search(self, file: str, variants: list[str]) -> dict[str, Exported]:
+        """Quantize ever less until every variant of an int8 graph is accepted."""
         refused = MedadError("this model has no layer that can be quantized", "Export it in another precision")
-        for choice in self.main.quantizer.choices():
-            self._choice = choice
+        for choice in self.main.quantizer.choices(variants[0].partition("/")[0]):
+            self._choices[file] = choice
             for graphs in self._graphs.values():
-                graphs.quantize(choice)
+                graphs.make_anew(file)
             try:
                 return {name: self._accepted(name) for name in variants}
             except MedadError as error:
                 refused = error
-        self._choice = None
+        self._choices.pop(file, None)
         raise refused
+
+
+def _is_int8(variant: str) -> bool:
+    return variant.partition("/")[2].startswith(INT8)

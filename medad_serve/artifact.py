@@ -18,10 +18,10 @@ GRAPHS = {
     "torchscript/bfloat16": "model.bfloat16.ts",
     "openvino/float32": "model.onnx",
     "openvino/bfloat16": "model.onnx",
-    "openvino/int8": "model.int8.onnx",
-    "openvino/int8-bfloat16": "model.int8.onnx",
+    "openvino/int8": "model.int8.openvino.onnx",
+    "openvino/int8-bfloat16": "model.int8.openvino.onnx",
 }
-"""File of the graph of each variant, ``runtime/precision``; OpenVINO reads those of onnxruntime."""
+"""File of the graph of each variant, ``runtime/precision``; OpenVINO reads the floats of onnxruntime."""
 
 
 def graph_of(variant: str) -> str:

@@ -10,10 +10,10 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from medad_serve.export.graphs import Graphs
-from medad_serve.export.quantize import Choice
+from medad_serve.export.quantize import STYLES, Choice
 from medad_serve.models import AnomalyModel
 from medad_serve.models.base import Batch
-from medad_serve.runtime import run_batched
+from medad_serve.runtime import OnnxRuntime, lacking, run_batched
 
 SHAPE = (1, 8, 8)
 
@@ -60,13 +60,13 @@ def test_int8_weights_have_a_scale_for_each_channel(graphs: Graphs) -> None:
 
 
 def test_layers_left_in_float_stay_as_they_were(graphs: Graphs) -> None:
-    layers = graphs.quantizer.layers
+    layers, target = graphs.quantizer.layers("onnx"), graphs.folder / "chosen.onnx"
     assert len(layers) == 2
-    graphs.quantize(Choice(frozenset(layers)))
-    exact, found = (graphs.open(name).run(_samples(), ["score"])["score"] for name in ("onnx", "onnx/int8"))
+    graphs.quantizer.write(target, "onnx", Choice(frozenset(layers)))
+    exact, found = (OnnxRuntime(path).run(_samples(), ["score"])["score"] for path in (graphs.file("onnx"), target))
     assert np.array_equal(exact, found)
-    graphs.quantize(Choice(frozenset(layers[:1])))
-    made = onnx.load(graphs.file("onnx/int8")).graph
+    graphs.quantizer.write(target, "onnx", Choice(frozenset(layers[:1])))
+    made = onnx.load(target).graph
     feeds = {name: node.op_type for node in made.node for name in node.output}
     inputs = {node.name: feeds.get(node.input[1]) for node in made.node if node.op_type == "Conv"}
     assert inputs[layers[0]] is None, "its weight is a constant"
@@ -88,14 +88,40 @@ def test_what_joins_layers_is_in_int8_and_what_the_last_one_gives_is_not(graphs:
     assert len(np.unique(scores)) > 350
 
 
-def test_the_layer_that_int8_changes_most_stays_in_float_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", sorted(STYLES))
+def test_the_layer_that_int8_changes_most_stays_in_float_first(tmp_path: Path, runtime: str) -> None:
+    if reason := lacking(runtime):
+        pytest.skip(reason)
     graphs = Graphs(Tiny(outlier=3000.0).eval(), SHAPE, _samples(), tmp_path)
-    first, second = graphs.quantizer.layers
-    choices = list(graphs.quantizer.choices())
-    assert choices[:2] == [Choice(), Choice(joined=False)]
+    first, second = graphs.quantizer.layers(runtime)
+    found = [choice.in_float for choice in graphs.quantizer.choices(runtime)]
+    whole = len(STYLES[runtime].joins)
+    assert not any(found[:whole])
     # Its weights share a scale with one 3000 times as large: all others become zero.
-    assert choices[2].in_float == {second}
-    assert first not in choices[2].in_float
+    assert found[whole:] == [{second}] * 3
+    assert first != second
+
+
+def test_a_graph_for_openvino_quantizes_what_layers_read_without_zero_points(tmp_path: Path) -> None:
+    graphs = Graphs(Tiny().eval(), SHAPE, _samples() - 0.5, tmp_path)
+    path = graphs.file("openvino/int8")
+    made, nodes = _initializers(path), onnx.load(path).graph.node
+    points = {node.input[0]: made[node.input[2]] for node in nodes if node.op_type == "QuantizeLinear"}
+    readers = {node.output[0]: node.input[0] for node in nodes if node.op_type == "DequantizeLinear"}
+    layers = [node for node in nodes if node.op_type == "Conv"]
+    assert len(points) == len(layers) == 2
+    assert all(node.input[0] in readers for node in layers)
+    assert all(np.all(point == 0) for point in points.values())
+    [image] = [name for name in points if name == "image"]
+    assert points[image].dtype == np.int8, "it has negative values"
+    assert {point.dtype for name, point in points.items() if name != image} == {np.dtype(np.uint8)}, "after a ReLU"
+
+
+def test_onnxruntime_has_no_transposed_convolution_in_int8(tmp_path: Path) -> None:
+    model = Tiny().eval()
+    model.second = nn.ConvTranspose2d(4, 1, 3, padding=1)  # type: ignore[assignment]
+    quantizer = Graphs(model, SHAPE, _samples(), tmp_path).quantizer
+    assert [len(quantizer.layers(runtime)) for runtime in ("onnx", "openvino")] == [1, 2]
 
 
 def test_float16_halves_the_weights_and_keeps_inputs_outputs_and_sums_in_float32(graphs: Graphs) -> None:
