@@ -51,7 +51,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(BIN)/medad-serve bench --all --seconds 1 --runs $(RUNS)/bench
+	$(BIN)/medad-serve bench --all --seconds 2 --runs $(RUNS)/bench
 	$(BIN)/medad-serve bench --http $(RUNS)/bench/ae --litserve --seconds 10 --rounds 3 --out docs/serving-benchmark
 
 bench-gpu: $(VENV)/.dev

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
     return numbers
 
 
+def _device(_: click.Context, __: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"cpu|auto|cuda(:\d+)?", value):
+        raise click.BadParameter("give cpu, auto, cuda, or cuda:N for GPU number N")
+    return value
+
+
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True))
 @click.option(
@@ -41,7 +48,9 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 @click.option("--runs", type=NEW_FOLDER, default="runs/bench", show_default=True, help="Where --all keeps its runs.")
 @click.option("--model", "models", multiple=True, help="Repeatable. [default: ae; of --all and --check every one]")
 @click.option("--batch", type=click.IntRange(1), help="[default: 2 for --step, 8 for --overhead]")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto; of engines and --step.")
+@click.option(
+    "--device", default="cpu", show_default=True, callback=_device, help="cpu, auto, cuda or cuda:N; engines, --step."
+)
 @click.option("--rounds", type=click.IntRange(1), help="Of --overhead. [default: 3]")
 @click.option("--http", metavar="URL|ARTIFACT", help="Load on a running server, or an artifact served in several ways.")
 @click.option("--litserve", is_flag=True, help="Of --http ARTIFACT: LitServe, too.")
@@ -111,6 +120,10 @@ def bench(
         return
     if not (files or every_model or check):
         raise click.UsageError("name artifacts, or ask for --all, --check, --io, --epoch, --step, --http or --overhead")
+    if files and (every_model or check):
+        raise click.UsageError("--all and --check measure small runs of their own: leave FILES out, or name --model")
+    if check and (only or threads or batches):
+        raise click.UsageError("--check measures what the committed page holds: choose by --model alone")
     from medad_serve.cli.enginebench import bench_artifacts, bench_families, check_families
 
     if check:

@@ -102,9 +102,9 @@ def _plan(
 def _require_gpu(device: str, names: Sequence[str]) -> None:
     import onnxruntime
 
-    from medad_serve.bench.engines.onnx_cuda import missing_provider
+    from medad_serve.bench.engines.weights import missing_for_torch
 
-    if reason := missing_provider("CUDAExecutionProvider", device):
+    if reason := missing_for_torch(device):
         has = ", ".join(onnxruntime.get_available_providers())
         raise MedadError(
             f"no GPU to measure on: {reason} (onnxruntime has {has})",

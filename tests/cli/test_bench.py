@@ -59,6 +59,21 @@ def test_an_unknown_engine_is_refused(artifact: Path) -> None:
     assert "there is no engine 'abacus'" in str(_bench(artifact, "--engine", "abacus").exception)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--device", "gpu"), "give cpu, auto, cuda, or cuda:N"),
+        (("--all", "."), "leave FILES out"),
+        (("--check", "."), "leave FILES out"),
+        (("--check", "--engine", "onnxruntime"), "choose by --model alone"),
+    ],
+)
+def test_what_would_be_ignored_or_cannot_be_is_refused(arguments: tuple[str, ...], said: str) -> None:
+    done = _bench(*arguments)
+    assert done.exit_code == 2
+    assert said in done.output
+
+
 @pytest.fixture
 def docs(tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the small artifact stands for that of a model made for it."""

@@ -275,6 +275,17 @@ def test_scores_in_a_reduced_precision_follow_those_of_the_model(
     assert not np.array_equal(found["score"], expected["score"]), "it computes in float32"
 
 
+def test_the_model_is_one_graph_for_torch_compile(chosen: Family) -> None:
+    torch.compiler.reset()  # what was traced of other models counts against a limit
+    model = _trained(chosen)
+    x = _smooth(chosen, 2, 801)
+    with torch.inference_mode():
+        found = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")(x)
+        expected = model(x)
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[name].float(), expected[name].float(), atol=1e-5) for name in expected)
+
+
 def test_onnx_files_are_self_contained_with_a_dynamic_batch(chosen: Family, graphs: Callable[[Family], Graphs]) -> None:
     for variant in ("onnx", "onnx/float16", "onnx/int8"):
         graph = onnx.load(graphs(chosen).file(variant), load_external_data=False).graph

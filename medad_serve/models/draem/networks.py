@@ -74,7 +74,8 @@ class Discriminative(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of every pixel."""
-        x, skips = F.pixel_unshuffle(x, self.patch), list[Tensor]()
+        x = F.pixel_unshuffle(x, self.patch)
+        skips: list[Tensor] = []
         for level, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if level else x)
             skips.append(x)
