@@ -14,6 +14,8 @@ from medad_serve.evaluation.subject import run_around
 
 ROUNDS = 3
 RUNTIME = "onnx"
+COMMAND = "command"
+"""Name of the table."""
 TIMEOUT_S = 300
 
 
@@ -29,7 +31,7 @@ def predict_seconds(artifact: Path) -> float:
 def command_table(seconds: dict[str, float]) -> Table:
     """Return the seconds of each model as a table."""
     title = f"medad-serve predict of one file, {RUNTIME}, from nothing"
-    return Table("command", title, ("model", "s"), tuple(seconds.items()))
+    return Table(COMMAND, title, ("model", "s"), tuple(sorted(seconds.items())))
 
 
 def _seconds(artifact: Path, file: Path) -> float:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from medad_serve.bench.catalogue import small_artifact
 from medad_serve.bench.codecs import bench_codecs
-from medad_serve.bench.command import command_table, predict_seconds
+from medad_serve.bench.command import COMMAND, command_table, predict_seconds
 from medad_serve.bench.document import page
 from medad_serve.bench.guard import (
     FILE,
@@ -17,22 +19,23 @@ from medad_serve.bench.guard import (
     better_of,
     compare,
     guard_plan,
+    joined,
     ratios_of,
     read_ratios,
     settle,
 )
 from medad_serve.bench.io import bench_dicom, bench_files
-from medad_serve.bench.machine import this_machine
+from medad_serve.bench.machine import Machine, this_machine
 from medad_serve.bench.measure import Plan, bench_engines
 from medad_serve.bench.results import Benchmark, Report
 from medad_serve.bench.tables import Table
 from medad_serve.bench.training import bench_training
-from medad_serve.bench.writing import refuse_other, write_files
+from medad_serve.bench.writing import RECORD, refuse_other, write_files
 from medad_serve.errors import MedadError
 from medad_serve.files import whole_directory, write_whole
 from medad_serve.models import family
 
-FOLDER, PAGE = "benchmarks", "benchmarks.md"
+FOLDER, PAGE, TABLES = "benchmarks", "benchmarks.md", "tables.json"
 GUARD_SECONDS = 1.0
 """Of each engine at each batch size, in a pass of the guard."""
 Say = Callable[[str], None]
@@ -47,19 +50,24 @@ class _Found:
     passes: dict[str, tuple[dict[str, float], dict[str, float]]] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     command_s: dict[str, float] = field(default_factory=dict)
+    kept: Ratios | None = None
+    """Of models that the page already told of."""
 
 
-def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say: Say) -> Report:
+def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say: Say, keep: bool = False) -> Report:
     """Benchmark small runs of the models, made below ``home``, and write the page, its plots and the ratios.
 
     The page is written whole after each model, so that a run which is stopped loses only the model that it was at; what
-    it did not reach, or could not export, is told on the page.
+    it did not reach, or could not export, is told on the page. ``keep`` leaves what a page of this machine, with the
+    same packages, holds of other models.
     """
     refuse_other(docs / FOLDER)
-    machine, found = this_machine(), _Found()
+    machine = this_machine()
+    found = _before(docs / FOLDER, models, machine, say) if keep else _Found()
 
     def written(left: Sequence[str]) -> Report:
-        report = Report(machine=machine, seconds=plan.seconds, benchmarks=tuple(found.benchmarks))
+        benchmarks = tuple(sorted(found.benchmarks, key=lambda each: each.family))
+        report = Report(machine=machine, seconds=plan.seconds, benchmarks=benchmarks)
         out = [*found.left_out, *((name, "not reached before the run was stopped") for name in left)]
         _write(report, replace(found, left_out=out), docs, _command(plan))
         return report
@@ -68,11 +76,29 @@ def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say:
         _bench_one(name, home, plan, say, found)
         if found.benchmarks:
             written(models[number:])
-    if not found.benchmarks:
+    if not any(each.family in models for each in found.benchmarks):
         raise MedadError("no model could be measured", "; ".join(f"{name}: {why}" for name, why in found.left_out))
-    if plan.device == "cpu":
+    if plan.device == "cpu" and not found.data:
         found.data += _data_tables(models, plan, say)
     return written(())
+
+
+def _before(folder: Path, models: Sequence[str], machine: Machine, say: Say) -> _Found:
+    """Return what a folder holds of other models; nothing where another machine or other packages made it."""
+    if not (folder / RECORD).is_file():
+        return _Found()
+    report = Report.model_validate_json((folder / RECORD).read_bytes())
+    if (report.machine.kind, report.machine.versions) != (machine.kind, machine.versions):
+        say(f"{folder} is of another machine or other packages: it is made anew")
+        return _Found()
+    tables = {each.name: each for each in TypeAdapter(list[Table]).validate_json((folder / TABLES).read_bytes())}
+    command_s = {str(name): float(s) for name, s in tables.pop(COMMAND).rows if name not in models}  # type: ignore[arg-type]
+    return _Found(
+        data=list(tables.values()),
+        benchmarks=[each for each in report.benchmarks if each.family not in models],
+        command_s=command_s,
+        kept=read_ratios(folder, machine.kind),
+    )
 
 
 def _command(plan: Plan) -> str:
@@ -98,13 +124,16 @@ def _bench_one(name: str, home: Path, plan: Plan, say: Say, found: _Found) -> No
 
 
 def _write(report: Report, found: _Found, docs: Path, command: str) -> None:
-    more = [*found.data, *([command_table(found.command_s)] if found.command_s else [])]
+    tables = [*found.data, *([command_table(found.command_s)] if found.command_s else [])]
+    more = list(tables)
     with whole_directory(docs / FOLDER) as folder:
         write_files(report, folder)
-        for table in found.data:
+        write_whole(folder / TABLES, TypeAdapter(list[Table]).dump_json(tables, indent=1).decode() + "\n")
+        for table in tables:
             write_whole(folder / f"{table.name}.csv", table.csv())
-        if found.passes:
+        if found.passes or found.kept:
             ratios = settle(found.passes, report.machine.kind, GUARD_SECONDS)
+            ratios = joined(ratios, found.kept) if found.kept else ratios
             write_whole(folder / FILE, ratios.model_dump_json(indent=1) + "\n")
             more.append(_noise(ratios))
     if found.left_out:

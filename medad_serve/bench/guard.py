@@ -99,6 +99,19 @@ def settle(passes: Passes, machine: str, seconds: float) -> Ratios:
     )
 
 
+def joined(new: Ratios, kept: Ratios) -> Ratios:
+    """Return new ratios with those of the other models that were kept; what either tolerates is tolerated."""
+    others = {model: each for model, each in kept.ratios.items() if model not in new.ratios}
+    unsteady = [each for each in kept.unsteady if each.partition(":")[0] in others]
+    return new.model_copy(
+        update={
+            "tolerance": max(new.tolerance, kept.tolerance),
+            "ratios": dict(sorted({**others, **new.ratios}.items())),
+            "unsteady": tuple(sorted([*unsteady, *new.unsteady])),
+        }
+    )
+
+
 def _tolerated(change: float) -> float:
     """Return the share by which a ratio may fall, of the logarithm of what it changed by between two passes."""
     return 1 - math.exp(-MARGIN * change)

@@ -47,12 +47,12 @@ def bench_artifacts(
 def bench_families(
     models: Sequence[str], *, runs: Path, docs: Path, seconds: float | None, as_json: bool, **how: Any
 ) -> None:
-    """Measure small runs of every registered model and write the page with its plots."""
+    """Measure small runs of the models, by default of every one, and write the page with its plots."""
     from medad_serve.bench.everything import PAGE, bench_all
     from medad_serve.models import families
 
     plan = _plan(seconds, **how)
-    report = bench_all(models or list(families()), runs, docs, plan, say=say)
+    report = bench_all(models or list(families()), runs, docs, plan, say=say, keep=bool(models))
     _print(report, as_json)
     say(f"written to {docs / PAGE}")
 

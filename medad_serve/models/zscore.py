@@ -8,6 +8,10 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
+LEAST_DEVIATION = 1e-3
+"""Of a kind of value, as a share of its mean. Below, what float32 rounds by (1e-6 of a sum, each runtime another way)
+would count as 1e-3 deviations and more: values that hardly differ between normals tell rounding, not anomalies."""
+
 
 class ZScore(nn.Module):
     """Mean and deviation of ``n`` kinds of values, 0 and 1 until ``Moments`` are taken; saved with the weights."""
@@ -26,11 +30,14 @@ class ZScore(nn.Module):
         return (values - self.mean.view(shape)) / self.std.view(shape)
 
     def take(self, found: Moments) -> None:
-        """Standardise by what was found on normals from now on; a deviation of 0 counts as 1."""
+        """Standardise by what was found on normals from now on.
+
+        A deviation of 0 counts as 1, any other as ``LEAST_DEVIATION`` of the mean at least.
+        """
         mean = found.sum / found.count
         std = (found.squares / found.count - mean.square()).clamp(min=0).sqrt()
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 0, std, 1))
+        self.std.copy_(torch.where(std > 0, torch.maximum(std, LEAST_DEVIATION * mean.abs()), 1))
 
 
 class Moments:

@@ -10,6 +10,7 @@ from medad_serve.bench.guard import FILE, read_ratios
 from medad_serve.bench.machine import this_machine
 from medad_serve.bench.measure import Plan
 from medad_serve.bench.results import Benchmark
+from medad_serve.bench.tables import Table
 from medad_serve.errors import MedadError
 
 MODELS = ("ae", "vae", "vqvae")
@@ -28,7 +29,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, benchmark: Benchmark) -> list[str]
 
     monkeypatch.setattr(everything, "small_artifact", artifact)
     monkeypatch.setattr(
-        everything, "bench_engines", lambda artifact, *_: benchmark.model_copy(update={"name": artifact.name})
+        everything,
+        "bench_engines",
+        lambda artifact, *_: benchmark.model_copy(update={"name": artifact.name, "family": artifact.name}),
     )
     monkeypatch.setattr(everything, "predict_seconds", lambda _: 0.75)
     monkeypatch.setattr(everything, "_ratios", lambda _: {"onnxruntime, batch 1": 4.0})
@@ -54,7 +57,7 @@ def test_a_run_that_is_stopped_leaves_the_models_before_and_tells_what_is_missin
     def stopped(artifact: Path, *_: object) -> Benchmark:
         if artifact.name == "vqvae":
             raise KeyboardInterrupt
-        return benchmark.model_copy(update={"name": artifact.name})
+        return benchmark.model_copy(update={"name": artifact.name, "family": artifact.name})
 
     monkeypatch.setattr(everything, "bench_engines", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -63,6 +66,37 @@ def test_a_run_that_is_stopped_leaves_the_models_before_and_tells_what_is_missin
     assert "## ae" in page
     assert "| vqvae | not reached before the run was stopped |" in page
     assert (tmp_path / "docs" / "benchmarks" / FILE).is_file()
+
+
+def test_one_model_measured_anew_leaves_what_the_page_holds_of_the_others(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs, folder = tmp_path / "docs", tmp_path / "docs" / "benchmarks"
+    monkeypatch.setattr(everything, "_data_tables", lambda *_: [Table("data", "Data", ("of", "ms"), (("x", 1.5),))])
+    bench_all(["ae", "vqvae"], tmp_path / "runs", docs, Plan(), say=lambda _: None)
+    monkeypatch.setattr(everything, "_ratios", lambda _: {"onnxruntime, batch 1": 5.0})
+    monkeypatch.setattr(everything, "predict_seconds", lambda _: 0.25)
+    monkeypatch.setattr(everything, "_data_tables", lambda *_: pytest.fail("they are there"))
+    report = bench_all(["vqvae"], tmp_path / "runs", docs, Plan(), say=lambda _: None, keep=True)
+    assert [each.name for each in report.benchmarks] == ["ae", "vqvae"]
+    kept = read_ratios(folder, this_machine().kind).ratios
+    assert {name: list(each.values()) for name, each in kept.items()} == {"ae": [4.0], "vqvae": [5.0]}
+    page = (docs / "benchmarks.md").read_text()
+    assert "| ae | 0.75 |\n| vqvae | 0.25 |" in page
+    assert "| x | 1.50 |" in page
+
+
+def test_a_page_of_other_packages_is_made_anew(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench_all(["ae"], tmp_path / "runs", tmp_path / "docs", Plan(), say=lambda _: None)
+    here = this_machine()
+    other = here.model_copy(update={"versions": {**here.versions, "torch": "1.0"}})
+    monkeypatch.setattr(everything, "this_machine", lambda: other)
+    said: list[str] = []
+    report = bench_all(["vqvae"], tmp_path / "runs", tmp_path / "docs", Plan(), say=said.append, keep=True)
+    assert [each.name for each in report.benchmarks] == ["vqvae"]
+    assert any("other packages" in line for line in said)
 
 
 def test_a_page_of_some_engines_says_so(measured: list[str], tmp_path: Path) -> None:
