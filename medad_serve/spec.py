@@ -262,6 +262,9 @@ class Session(Frozen):
     """Whether onnxruntime keeps the memory of a run for the next."""
     optimization: Literal["basic", "extended", "all"] = "all"
     """Of onnxruntime's graph."""
+    spinning: bool = False
+    """Whether onnxruntime's threads look for work in a loop until a call ends, rather than sleep between two operators:
+    sooner awake, where operators are short and many, for more processor time."""
 
 
 class Tuning(Frozen):

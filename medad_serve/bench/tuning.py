@@ -102,7 +102,7 @@ class _Search:
 
     def best_session(self, usual: Trial) -> Trial:
         """Return it with what else onnxruntime may do."""
-        changes: list[dict[str, Any]] = [{}, {"optimization": "extended"}, {"arena": False}]
+        changes: list[dict[str, Any]] = [{}, {"optimization": "extended"}, {"arena": False}, {"spinning": True}]
         return self._fastest([usual._replace(session=usual.session.model_copy(update=c)) for c in changes])
 
     def best_division(self, usual: Trial) -> Trial:

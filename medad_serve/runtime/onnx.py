@@ -49,5 +49,6 @@ def session_options(session: Session, threads: int) -> Any:
     options.enable_cpu_mem_arena = session.arena
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{session.optimization.upper()}")
     # threads that spin between runs burn the cores that decoding needs: 40 % of a request of a small model
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    entry = ("session.force_spinning_stop", "1") if session.spinning else ("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(*entry)
     return options
