@@ -8,9 +8,9 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
-LEAST_DEVIATION = 1e-2
+LEAST_DEVIATION = 5e-3
 """Of a kind of value, as a share of its mean. Below, what float32 rounds by (1e-6 of a sum, each runtime another way)
-would count as 1e-4 deviations and more: values that hardly differ between normals tell rounding, not anomalies."""
+would count as 2e-4 deviations and more: values that hardly differ between normals tell rounding, not anomalies."""
 
 
 class ZScore(nn.Module):
