@@ -91,8 +91,7 @@ class Quantizer:
 
     def layers(self, runtime: str) -> tuple[str, ...]:
         """Return the names of the nodes that a runtime computes in int8, in the order of the graph."""
-        kinds = STYLES[runtime].layers
-        return tuple(node.name for node in onnx.load(str(self.graph)).graph.node if node.op_type in kinds)
+        return _layers(onnx.load(str(self.graph)).graph, STYLES[runtime])
 
     def write(self, target: Path, runtime: str, choice: Choice) -> None:
         """Write the graph for a runtime with the layers chosen in int8, and where chosen what joins two of these."""
@@ -101,7 +100,7 @@ class Quantizer:
 
         model, style = onnx.load(str(self.graph)), STYLES[runtime]
         kinds = [*style.layers, *JOINING]
-        layers = {node.name for node in model.graph.node if node.op_type in style.layers} - choice.in_float
+        layers = set(_layers(model.graph, style)) - choice.in_float
         after, before = _after_and_before(model.graph, layers)
         joining = {n.name for n in model.graph.node if n.op_type in JOINING and n.name in after & before}
         chosen = layers | (joining if choice.joined else set())
@@ -170,6 +169,10 @@ class Quantizer:
 
 def _open(runtime: str, graph: Path) -> Runtime:
     return OpenVinoRuntime(graph, precision="int8") if runtime == "openvino" else OnnxRuntime(graph)
+
+
+def _layers(graph: onnx.GraphProto, style: Style) -> tuple[str, ...]:
+    return tuple(node.name for node in graph.node if node.op_type in style.layers)
 
 
 def _after_and_before(graph: onnx.GraphProto, layers: Collection[str]) -> tuple[set[str], set[str]]:
