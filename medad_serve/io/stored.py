@@ -28,12 +28,11 @@ def read_stored(ds: Dataset, layout: Layout, syntax: UID) -> tuple[NDArray[Any],
     RGB, except for PALETTE COLOR. The array may be a read-only view of the file.
     """
     if layout.is_float or not syntax.is_encapsulated:
-        little = syntax.is_little_endian
         if not layout.is_float and layout.bits_stored - 1 != layout.high_bit < layout.bits_allocated:
             fault = f"{label('HighBit')} is not {label('BitsStored')} - 1, a retired layout"
             raise InputError(415, fault, "Export it again with a current DICOM tool")
-        if layout.photometric in GREY and layout.bits_allocated > 1 and (little or layout.bits_allocated > 8):
-            return _native(ds, layout, little)
+        if layout.photometric in GREY and layout.bits_allocated > 1:
+            return _native(ds, layout, syntax.is_little_endian)
         notes: tuple[str, ...] = ()
     else:
         notes = check_frames(ds, layout, syntax)
@@ -51,9 +50,13 @@ def _native(ds: Dataset, layout: Layout, little: bool) -> tuple[NDArray[Any], tu
     data = b"" if found is None else found.value
     count = layout.frames * layout.rows * layout.columns
     need = count * layout.dtype.itemsize
-    if not isinstance(data, bytes) or len(data) < need:
+    # PS3.5 8.1.1 and annex A.3: two samples a word
+    swapped = not little and layout.bits_allocated == 8 and found is not None and found.VR == "OW"
+    if not isinstance(data, bytes) or len(data) < need + need % 2 * swapped:
         fault = f"{label(layout.keyword)} is shorter than {label('Rows')} and {label('Columns')} ask for"
         raise InputError(400, fault, "The file is cut short: send it whole")
+    if swapped:
+        data = np.frombuffer(data, np.uint16, len(data) // 2).byteswap().tobytes()
     order = layout.dtype if little else layout.dtype.newbyteorder(">")
     array = np.frombuffer(data, order, count).reshape(layout.frames, layout.rows, layout.columns)
     excess = (len(data) - need) // (need // layout.frames)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from medad_serve.errors import MedadError
 from medad_serve.models.base import AnomalyModel, Batch, Shape, register
+from medad_serve.models.smoothing import channel_mean
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, Window
 
 STRIDE = 16
@@ -103,7 +104,7 @@ class Autoencoder(AnomalyModel):
 
 
 def _scored(x: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-    error = (x - reconstruction).square().mean(dim=1, keepdim=True)
+    error = channel_mean((x - reconstruction).square())
     return {"score": error.mean(dim=(1, 2, 3)), "heatmap": error, "reconstruction": reconstruction}
 
 
@@ -125,7 +126,7 @@ class UncertaintyAutoencoder(Autoencoder):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the weighted error as ``score (N,)`` and ``heatmap (N, 1, H, W)``, and both images."""
         reconstruction, log_variance = self.reconstruct(x)
-        weighted = ((x - reconstruction).square() * torch.exp(-log_variance)).mean(dim=1, keepdim=True)
+        weighted = channel_mean((x - reconstruction).square() * torch.exp(-log_variance))
         return {
             "score": weighted.mean(dim=(1, 2, 3)),
             "heatmap": weighted,

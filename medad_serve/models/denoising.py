@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from medad_serve.errors import MedadError
 from medad_serve.models.autoencoders import HEAD_CT_INPUT
 from medad_serve.models.base import AnomalyModel, Batch, Shape, register
-from medad_serve.models.smoothing import box_max, box_mean
+from medad_serve.models.smoothing import box_max, box_mean, channel_mean
 from medad_serve.spec import Foreground, Frozen, PrepSpec, Window
 
 VALIDATION_SEED = 0
@@ -177,7 +177,7 @@ class DenoisingAutoencoder(AnomalyModel):
         if self.settings.ceiling is not None:
             difference = difference * (x < self.settings.ceiling)
         smooth = box_mean(difference, side)
-        error = (F.relu(smooth) if self.settings.residual == "positive" else smooth.abs()).mean(dim=1, keepdim=True)
+        error = channel_mean(F.relu(smooth) if self.settings.residual == "positive" else smooth.abs())
         if self.settings.symmetry:
             mirrored = box_max(error, REACH).flip(3)
             error = F.relu(error - self.settings.symmetry * mirrored)

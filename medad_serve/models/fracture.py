@@ -84,10 +84,8 @@ class FractureClassifier(AnomalyModel):
 
     def _error(self, x: Tensor) -> Tensor:
         """Return how unusual the smoothed reconstruction error of each voxel is, ``(N, 1, D, H, W)``."""
-        maps, *_ = self.reconstructor.maps(x)
-        index = SCORES.index("reconstruction")
-        scaled: Tensor = self.reconstructor.map_scale(maps)
-        return scaled[:, index : index + 1]
+        error, *_ = self.reconstructor.maps(x)
+        return self.reconstructor.map_scale.one(SCORES.index("reconstruction"), error)
 
     def _seen(self, x: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """Return the class activation map ``(N, 1, d, h, w)`` and its mean, the logit ``(N,)``."""

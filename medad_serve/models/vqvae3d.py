@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from medad_serve.errors import MedadError
 from medad_serve.models.base import AnomalyModel, Batch, Log, Shape, register
 from medad_serve.models.quantizer import Quantized, Quantizer, Update
-from medad_serve.models.smoothing import box_mean
+from medad_serve.models.smoothing import box_mean, flat, repeated, squared_error
 from medad_serve.models.zscore import ZScore, some_of, take_moments
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, Regions, Window
 
@@ -172,36 +172,51 @@ class Vqvae3d(AnomalyModel):
         return self._staged(self.decoder, self.quantizer.lookup(codes))
 
     def maps(self, x: Tensor) -> tuple[Tensor, Tensor, Quantized]:
-        """Return raw maps ``(N, 2, D, H, W)`` in the order of SCORES, the reconstruction, and what ``x`` became."""
+        """Return the smoothed error ``(N, 1, D, H, W)``, the reconstruction, and what ``x`` became, raw."""
         found = self.encode(x)
         reconstruction = self._staged(self.decoder, found.quantized)
-        error = (x - reconstruction).square().mean(dim=1, keepdim=True)
-        reach = self.settings.smoothing
-        smooth = box_mean(error, reach, padded=False)
-        alignment = F.interpolate(found.distances[:, None], scale_factor=float(self.stride), mode="nearest")
-        return torch.cat((smooth, alignment), dim=1), reconstruction, found
+        error = squared_error(x, reconstruction)
+        return box_mean(error, self.settings.smoothing, padded=False), reconstruction, found
 
-    def _pooled(self, maps: Tensor) -> Tensor:
-        """Average the highest share of each map ``(N, 2, D, H, W)``: ``(N, 2)``.
+    def _scores(self, error: Tensor, distances: Tensor) -> Tensor:
+        """Average the highest share of each map, the alignment's where it is ``(N, d, h, w)``: ``(N, 2)``.
 
         Only every second voxel along each axis is looked at: neighbours of a smoothed map say nearly the same.
         """
-        flat = maps[:, :, ::2, ::2, ::2].flatten(2)
-        if self.settings.score_share < 1:
-            flat = flat.topk(self.highest, dim=2).values
-        return flat.mean(dim=2)
+        seen = error[..., ::2, ::2, ::2].flatten(1), distances.flatten(1)
+        times = 1, (self.stride // 2) ** 3
+        return torch.stack([self._highest(values, of) for values, of in zip(seen, times, strict=True)], dim=1)
+
+    def _highest(self, values: Tensor, times: int) -> Tensor:
+        """Average the highest share of ``(N, n)`` values, each of which stands for so many voxels."""
+        if self.settings.score_share == 1:
+            return values.mean(dim=1)
+        count = -(-self.highest // times)
+        highest, beyond = values.topk(count, dim=1).values, count * times - self.highest
+        return (times * highest.sum(dim=1) - beyond * highest[:, -1]) / self.highest
+
+    def _heatmap(self, error: Tensor, distances: Tensor) -> Tensor:
+        """Average the z-scores of the maps chosen."""
+        maps = {"reconstruction": (error, 1), "alignment": (distances[:, None], self.stride)}
+        heat, *others = (
+            flat(repeated(self.map_scale.one(SCORES.index(name), maps[name][0]), maps[name][1]))
+            for name in self.settings.scores
+        )
+        for other in others:
+            heat = heat + other
+        heat = (heat / (1 + len(others))).relu()  # better than normal is not anomalous
+        return torch.unflatten(heat, 1, error.shape[1:])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return every output; ``alignment (N, 1, D, H, W)`` is the alignment loss map, ``codes`` are int64."""
-        maps, reconstruction, found = self.maps(x)
+        error, reconstruction, found = self.maps(x)
+        scores = self._scores(error, found.distances)
         chosen = [SCORES.index(name) for name in self.settings.scores]
-        scores = self._pooled(maps)
         return {
             "score": self.score_scale(scores)[:, chosen].mean(dim=1),
-            # Better than normal is not anomalous: the map ends at 0.
-            "heatmap": self.map_scale(maps)[:, chosen].mean(dim=1, keepdim=True).relu(),
+            "heatmap": self._heatmap(error, found.distances),
             "reconstruction": reconstruction,
-            "alignment": maps[:, 1:2],
+            "alignment": repeated(found.distances[:, None], self.stride),
             "codes": found.codes,
             **{f"score_{name}": scores[:, i] for i, name in enumerate(SCORES)},
         }
@@ -217,10 +232,15 @@ class Vqvae3d(AnomalyModel):
         with torch.no_grad():
             return {"codes": self.quantizer.ties(self._staged(self.encoder, x))}
 
+    def _raw(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return raw scores ``(N, 2)`` and maps ``(N, 2, D, H, W)`` in the order of SCORES."""
+        error, _, found = self.maps(x)
+        maps = torch.cat((error, repeated(found.distances[:, None], self.stride)), dim=1)
+        return self._scores(error, found.distances), maps
+
     def finish(self, train: Iterable[Tensor], held_out: Iterable[Tensor], log: Log) -> None:
         """Find mean and deviation of each score and map on held-out normals."""
-        found = ((self._pooled(raw), raw) for raw, *_ in map(self.maps, held_out))
-        if not take_moments(found, self.score_scale, self.map_scale):
+        if not take_moments(map(self._raw, held_out), self.score_scale, self.map_scale):
             raise MedadError("no normal volumes are left to scale the scores by", "Add healthy patients")
         for kind, part in (("mean", self.score_scale.mean), ("std", self.score_scale.std)):
             log({f"{name}_{kind}": float(value) for name, value in zip(SCORES, part, strict=True)})

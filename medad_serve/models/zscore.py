@@ -8,6 +8,8 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
+from medad_serve.models.smoothing import flat
+
 LEAST_DEVIATION = 5e-3
 """Of a kind of value, as a share of its mean. Below, what float32 rounds by (1e-6 of a sum, each runtime another way)
 would count as 2e-4 deviations and more: values that hardly differ between normals tell rounding, not anomalies."""
@@ -28,6 +30,10 @@ class ZScore(nn.Module):
         """Standardise ``(N, n, *S)``."""
         shape = (-1, *[1] * (values.ndim - 2))
         return (values - self.mean.view(shape)) / self.std.view(shape)
+
+    def one(self, index: int, values: Tensor) -> Tensor:
+        """Standardise values of one kind, ``(N, 1, *S)``."""
+        return torch.unflatten((flat(values) - self.mean[index]) / self.std[index], 1, values.shape[1:])
 
     def take(self, found: Moments) -> None:
         """Standardise by what was found on normals from now on.

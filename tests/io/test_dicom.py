@@ -34,6 +34,30 @@ def test_uncompressed_syntaxes_keep_every_value(make_dicom: Any, slice_16: Any, 
     assert pixels.facts.transfer_syntax == syntax
 
 
+@pytest.mark.parametrize("vr", ["OB", "OW", "UN"])
+@pytest.mark.parametrize("shape", [(8, 6), (3, 5), (3, 3, 5)], ids=str)
+def test_bytes_in_big_endian_words_are_read_as_pydicom_does(
+    build_dataset: Any, to_bytes: Any, vr: str, shape: tuple[int, ...]
+) -> None:
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    ds = build_dataset(array, uid.ExplicitVRBigEndian)
+    stored = array.tobytes() + b"\0" * (array.size % 2)
+    ds["PixelData"].VR, ds["PixelData"].value = vr, np.frombuffer(stored, "u2").byteswap().tobytes()
+    data = to_bytes(ds)
+    found = decode(data).array
+    np.testing.assert_array_equal(found.squeeze(), pixel_array(io.BytesIO(data)))
+    if vr == "OW":
+        np.testing.assert_array_equal(found.squeeze(), array)
+
+
+def test_big_endian_words_without_their_last_byte_are_400(build_dataset: Any, to_bytes: Any) -> None:
+    ds = build_dataset(np.zeros((3, 5), np.uint8), uid.ExplicitVRBigEndian)
+    ds["PixelData"].VR, ds["PixelData"].value = "OW", bytes(14)
+    with pytest.raises(InputError, match="shorter") as error:
+        decode(to_bytes(ds))
+    assert error.value.code == 400
+
+
 def reversible(array: Any, bits: int) -> dict[uid.UID, bytes]:
     unsigned = array.view(f"u{array.dtype.itemsize}") & ((1 << bits) - 1)
     return {

@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
-from medad_serve.models.smoothing import box_max, box_mean
+from medad_serve.models.smoothing import box_max, box_mean, channel_mean, repeated
 
 SHAPES = [(2, 1, 17, 13), (2, 3, 9, 7, 11)]
 
@@ -43,6 +43,20 @@ def test_a_side_of_one_changes_nothing() -> None:
     x = _values(SHAPES[0])
     assert torch.equal(box_mean(x, 1), x)
     assert torch.equal(box_max(x, 1), x)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_repeated_values_are_those_of_numpy(shape: tuple[int, ...]) -> None:
+    x, expected = _values(shape), _values(shape).numpy()
+    for axis in range(2, len(shape)):
+        expected = expected.repeat(3, axis)
+    assert np.array_equal(repeated(x, 3).numpy(), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_mean_of_channels_is_numpys(shape: tuple[int, ...]) -> None:
+    x = _values(shape)
+    assert np.allclose(channel_mean(x).numpy(), x.numpy().mean(axis=1, keepdims=True), atol=1e-6)
 
 
 def test_gradients_are_those_of_the_pooling_in_one_step() -> None:

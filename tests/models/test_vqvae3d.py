@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch.nn import functional as F
 
 from medad_serve.errors import MedadError
 from medad_serve.models import Batch, family
@@ -70,6 +71,15 @@ def test_alignment_is_the_distance_of_each_position_to_its_code() -> None:
     assert torch.allclose(model.decode(found["codes"]), found["reconstruction"], atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.33, 1])
+def test_the_alignment_score_is_that_of_every_second_voxel_of_its_map(share: float) -> None:
+    found = _settled(score_share=share)(_volumes(3))
+    seen = np.sort(found["alignment"][:, 0, ::2, ::2, ::2].double().numpy().reshape(3, -1))
+    expected = seen[:, -round(share * 16**3) :].mean(axis=1)
+    assert found["score_alignment"].numpy() == pytest.approx(expected, rel=1e-5)
+
+
 def test_loss_is_error_and_commitment_with_the_state_of_the_codebook() -> None:
     model, x = _settled(), _volumes(2)
     with torch.no_grad():
@@ -104,7 +114,9 @@ def test_finish_puts_scores_and_maps_of_held_out_normals_on_one_scale() -> None:
     model, rows = _settled(scores=("reconstruction", "alignment")), []
     held_out = [_volumes(3, seed) for seed in (1, 2)]
     with torch.no_grad():
-        raw = torch.cat([model.maps(x)[0] for x in held_out]).numpy()
+        parts = [model.maps(x) for x in held_out]
+        wide = [F.interpolate(found.distances[:, None], scale_factor=8.0) for *_, found in parts]
+        raw = torch.cat([torch.cat((p[0], w), dim=1) for p, w in zip(parts, wide, strict=True)]).numpy()
     model.finish([], held_out, rows.append)
     with torch.no_grad():
         found = [model(x) for x in held_out]

@@ -57,7 +57,9 @@ class Draem(AnomalyModel):
 
     def _found(self, x: Tensor, reconstruction: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """Return the outputs by name."""
-        heatmap = logits.softmax(dim=1)[:, 1:]
+        healthy, faulty = logits.flatten(2).unbind(dim=1)
+        # the softmax of two, over which onnxruntime takes ten times as long
+        heatmap = torch.unflatten((faulty - healthy).sigmoid(), 1, (1, *x.shape[2:]))
         return {"score": self._score(heatmap), "heatmap": heatmap, "reconstruction": reconstruction}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -163,7 +165,7 @@ class DraemWithSeverity(Draem):
         "severity_widths": (8, 8, 8),
         "severity_hidden": (8, 8),
         "dropout": 0.0,
-        "faults": {"patch_width_range": (5, 20), "kind": "mixed", "contrast": 0.4, "darker": 0.2},
+        "faults": {"patch_width_range": (5, 20), "contrast": 0.6, "darker": 0.2},
         "score_window": 5,
     },
 )
