@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
+# Two processes, each with files of its own: tests wait for servers half of their time.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-slow test-fast lint format bench bench-gpu bench-check bench-data clean
@@ -32,13 +34,13 @@ quickstart: $(VENV)/.user
 	$(BIN)/medad-serve quickstart --runs $(RUNS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not slow and not server"
+	$(PYTEST) -m "not slow and not server"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

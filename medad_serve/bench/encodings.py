@@ -26,6 +26,9 @@ SIZES = (256, 512, 1024)
 DEPTH = 32
 """Slices of a volume."""
 INTERCEPT = -1024
+PADDING, SIGNED = -2000, 16
+"""As several scanners write CT: 16 bits with a sign, and beyond the circle that they reconstruct a value of no tissue."""
+PLAIN = (8, 12, SIGNED)
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,9 @@ def _htj2k(stored: Stored, bits: int) -> bytes:
 
 
 SYNTAXES = (
-    Syntax("explicit little endian", uid.ExplicitVRLittleEndian),
-    Syntax("implicit little endian", uid.ImplicitVRLittleEndian),
-    Syntax("explicit big endian", uid.ExplicitVRBigEndian),
+    Syntax("explicit little endian", uid.ExplicitVRLittleEndian, PLAIN),
+    Syntax("implicit little endian", uid.ImplicitVRLittleEndian, PLAIN),
+    Syntax("explicit big endian", uid.ExplicitVRBigEndian, PLAIN),
     Syntax("deflated", uid.DeflatedExplicitVRLittleEndian),
     Syntax("RLE", uid.RLELossless, plugin="pydicom"),
     Syntax("JPEG baseline", uid.JPEGBaseline8Bit, (8,), _jpeg, "pylibjpeg"),
@@ -103,7 +106,11 @@ def head(size: int) -> NDArray[np.float32]:
 
 
 def stored_values(size: int, bits: int) -> tuple[Stored, int]:
-    """Return a head as unsigned values of 8 or 12 bits, and the slope that makes them HU again."""
+    """Return a head as unsigned values of 8 or 12 bits, or as 16 with a sign, and the slope that makes them HU again."""
+    if bits == SIGNED:
+        place = np.arange(size) - (size - 1) / 2
+        within = np.hypot(place[:, None], place) <= size / 2
+        return np.where(within, np.rint(head(size) - INTERCEPT), PADDING).astype(np.int16), 1
     slope = 2 ** (12 - bits)
     kind = np.uint8 if bits == 8 else np.uint16
     return np.clip(np.rint((head(size) - INTERCEPT) / slope), 0, 2**bits - 1).astype(kind), slope
@@ -139,10 +146,12 @@ def _dataset(stored: Stored, bits: int, slope: int) -> Dataset:
     ds.ImagePositionPatient, ds.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
     ds.PixelSpacing = [0.45, 0.45]
     ds.Rows, ds.Columns = stored.shape
-    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", int(bits == SIGNED)
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = stored.dtype.itemsize * 8, bits, bits - 1
     ds.RescaleSlope, ds.RescaleIntercept = slope, INTERCEPT
     ds.WindowCenter, ds.WindowWidth = 40, 80
+    if bits == SIGNED:
+        ds.add_new("PixelPaddingValue", "SS", PADDING)
     return ds
 
 

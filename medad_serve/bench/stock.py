@@ -44,7 +44,9 @@ def pydicom_pipeline(data: bytes, plugin: str, size: tuple[int, ...]) -> Image:
     ds, stored = pixel_array(data, plugin)
     shown = apply_windowing(apply_rescale(stored, ds), ds).astype(np.float32)
     small = cv2.resize(shown, size[::-1], interpolation=cv2.INTER_AREA)
-    low, high = (float(ds.RescaleSlope) * v + float(ds.RescaleIntercept) for v in (0, 2**ds.BitsStored - 1))
+    least = -(2 ** (ds.BitsStored - 1)) if ds.PixelRepresentation else 0
+    ends = least, least + 2**ds.BitsStored - 1
+    low, high = (float(ds.RescaleSlope) * v + float(ds.RescaleIntercept) for v in ends)
     return np.asarray((small - low) / (high - low), np.float32)
 
 

@@ -28,7 +28,8 @@ from medad_serve.training.config import TrainSettings
 from medad_serve.training.fit import quiet, trainer_for
 from medad_serve.training.task import DetectorTask
 
-RESIDENT, CACHE, TRAINER, BF16, CHANNELS_LAST = "resident", "cache", "trainer", "bf16", "channels last"
+RESIDENT, CACHE, TRAINER, BF16 = "resident", "cache", "trainer", "bf16"
+CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels last"
 COLUMNS = (
     *("model", "size", "batch", "augmented", "step on a resident batch, ms", "cache / resident", "trainer / cache"),
     *("items/s, plain loop", "items/s, trainer", "bf16, x faster", "channels last, x faster"),
@@ -77,7 +78,7 @@ def _row(chosen: Family, seconds: float, device: str) -> tuple[Cell, ...]:
     cache, resident = timed[CACHE], timed[RESIDENT]
     ratios = cache.ratio(resident), timed[TRAINER].ratio(cache)
     rates = (settings.batch_size * each.calls_per_second() for each in (cache, timed[TRAINER]))
-    gains = (resident.ratio(timed[name]) if name in timed else None for name in (BF16, CHANNELS_LAST))
+    gains = resident.ratio(timed[BF16]), timed[CONTIGUOUS].ratio(timed[CHANNELS_LAST]) if CONTIGUOUS in timed else None
     size = "x".join(map(str, chosen.prep.size))
     augmented = settings.augment != AugmentSettings()
     return chosen.name, size, settings.batch_size, augmented, resident.median, *ratios, *rates, *gains
@@ -125,11 +126,9 @@ class Bench:
         rows, pinned = np.arange(len(self.labels)), self.device.type == "cuda"
         return loader(self.tensor, self.labels, rows, self.settings.batch_size, shuffle=True, pinned=pinned)
 
-    def resident(self, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
+    def resident(self) -> Batch:
         """Return one batch that lies on the device."""
-        batch = next(iter(self.data()))
-        x = batch.x.to(self.device, memory_format=memory_format)
-        return Batch(x, batch.labels.to(self.device), batch.rows.to(self.device))
+        return Batch(*(part.to(self.device) for part in next(iter(self.data()))))
 
     def cached(self) -> Iterator[Batch]:
         """Yield batches of the cache as the trainer sees them, epoch after epoch."""
@@ -153,7 +152,7 @@ def _now(device: torch.device) -> float:
 
 
 class PlainLoop:
-    """Takes optimizer steps as a plain PyTorch script does."""
+    """Takes optimizer steps as a plain PyTorch script does; a model keeps the layout it is built in, unless told."""
 
     def __init__(
         self,
@@ -162,9 +161,11 @@ class PlainLoop:
         device: torch.device,
         *,
         bf16: bool = False,
-        memory_format: torch.memory_format = torch.contiguous_format,
+        memory_format: torch.memory_format | None = None,
     ) -> None:
-        self.model = model.train().to(memory_format=memory_format)
+        self.model = model.train()
+        if memory_format is not None:
+            self.model = self.model.to(memory_format=memory_format)
         self.device, self.bf16, self.clip = device, bf16, settings.gradient_clip
         kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -220,7 +221,9 @@ def _timed(bench: Bench, seconds: float) -> dict[str, Turns]:
         BF16: lambda: half.turn(repeat(fixed)),
     }
     if not bench.chosen.prep.is_volume:
-        last, turned = bench.loop(memory_format=torch.channels_last), bench.resident(torch.channels_last)
+        first, last = (bench.loop(memory_format=each) for each in (torch.contiguous_format, torch.channels_last))
+        turned = fixed._replace(x=fixed.x.to(memory_format=torch.channels_last))
+        tasks[CONTIGUOUS] = lambda: first.turn(repeat(fixed))
         tasks[CHANNELS_LAST] = lambda: last.turn(repeat(turned))
     turns: dict[str, list[tuple[float, ...]]] = {name: [] for name in tasks}
     until = time.perf_counter() + seconds * len(tasks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,9 +36,14 @@ class Logs:
             with suppress(FileNotFoundError):
                 self.console.rename(kept / CONSOLE)
 
-    def failure(self, what: str, model: str = "") -> MedadError:
-        """Return the error that ``what`` happened, with the last reason that a worker of ``model`` gave."""
-        reason = _last_exception(self._text(), model)
+    def failure(self, what: str, model: str = "", *, patience: float = 0) -> MedadError:
+        """Return the error that ``what`` happened, with the last reason that a worker of ``model`` gave.
+
+        A worker's words come through other threads than what TorchServe says of it: seconds later on a busy machine.
+        """
+        until = time.monotonic() + patience
+        while not (reason := _last_exception(self._text(), model)) and time.monotonic() < until:
+            time.sleep(0.1)
         return MedadError(f"{what}{f': {reason}' if reason else ''}", f"See {self.folder / 'ts_log.log'}")
 
     def tell_failure(self, model: str) -> bool:

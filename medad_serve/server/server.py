@@ -48,6 +48,8 @@ from medad_serve.server.tls import Tls, trusting
 KEY_FILE = "key_file.json"
 GIVE_UP_S = 180
 """Longer than any worker takes to be started anew."""
+LAST_WORDS_S = 5
+"""That a worker which did not load its model has to say why."""
 LOCK = "lock"
 
 
@@ -262,8 +264,7 @@ class Server:
                     raise self._logs.failure("TorchServe ended while starting")
                 for name in waiting:
                     if self._logs.tell_failure(name):
-                        time.sleep(0.5)  # the worker's last words come through another thread
-                        raise self._logs.failure(f"model {name} does not load", name)
+                        raise self._logs.failure(f"model {name} does not load", name, patience=LAST_WORDS_S)
                 if time.monotonic() > deadline:
                     raise self._logs.failure(f"{', '.join(waiting)} not ready after {timeout:g} s", waiting[0])
                 time.sleep(0.3)

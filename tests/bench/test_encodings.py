@@ -22,7 +22,7 @@ def test_a_slice_is_stored_in_its_syntax_without_loss(syntax: Syntax) -> None:
     for bits in syntax.bits:
         encoded = encoded_dicom(syntax, 64, bits)
         pixels = decode(encoded.data)
-        slope = 2 ** (12 - bits)
+        slope = 2 ** max(12 - bits, 0)
         assert pixels.facts.transfer_syntax == syntax.uid
         np.testing.assert_allclose(
             pixels.array[0],
@@ -43,7 +43,14 @@ def test_files_that_are_no_dicom_hold_their_values() -> None:
         )
 
 
-@pytest.mark.parametrize("bits", [8, 12])
+def test_sixteen_bits_have_a_sign_and_padding_beyond_a_circle() -> None:
+    pixels = decode(encoded_dicom(SYNTAXES[0], 64, 16).data)
+    assert pixels.padding is not None
+    assert 0.2 < pixels.padding.mean() < 0.23  # 1 - pi / 4
+    assert (pixels.array[pixels.padding] == -3024).all()
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
 def test_stock_pipelines_end_at_our_tensor(tmp_path: Path, bits: int) -> None:
     path = tmp_path / "slice.dcm"
     data = encoded_dicom(SYNTAXES[0], 256, bits).data
