@@ -27,7 +27,7 @@ DEPTH = 32
 """Slices of a volume."""
 INTERCEPT = -1024
 PADDING, SIGNED = -2000, 16
-"""As several scanners write CT: 16 bits with a sign, and beyond the circle that they reconstruct a value of no tissue."""
+"""As several scanners write CT: 16 bits with a sign, beyond the circle that they reconstruct a value of no tissue."""
 PLAIN = (8, 12, SIGNED)
 
 
@@ -106,7 +106,7 @@ def head(size: int) -> NDArray[np.float32]:
 
 
 def stored_values(size: int, bits: int) -> tuple[Stored, int]:
-    """Return a head as unsigned values of 8 or 12 bits, or as 16 with a sign, and the slope that makes them HU again."""
+    """Return a head as values of 8 or 12 bits, or 16 with a sign, and the slope that makes them HU again."""
     if bits == SIGNED:
         place = np.arange(size) - (size - 1) / 2
         within = np.hypot(place[:, None], place) <= size / 2
