@@ -79,8 +79,22 @@ def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say:
     if not any(each.family in models for each in found.benchmarks):
         raise MedadError("no model could be measured", "; ".join(f"{name}: {why}" for name, why in found.left_out))
     if plan.device == "cpu" and not found.data:
-        found.data += _data_tables(models, plan, say)
+        found.data += [*_decoding(say), _training(models, plan.seconds, say)]
     return written(())
+
+
+def renew_data(docs: Path, *, io: bool, epoch: bool, seconds: float | None, say: Say) -> None:
+    """Measure what decoding (``io``) and training steps (``epoch``) cost anew, and keep the rest of the page."""
+    folder, machine = docs / FOLDER, this_machine()
+    refuse_other(folder)
+    found = _before(folder, (), machine, say)
+    if not found.benchmarks:
+        raise MedadError(f"{folder} holds no benchmark of this machine", "Run: make bench")
+    report = Report.model_validate_json((folder / RECORD).read_bytes())
+    renewed = [*(_decoding(say) if io else ())]
+    renewed += [_training([each.family for each in report.benchmarks], seconds or report.seconds, say)] if epoch else []
+    tables = {each.name: each for each in (*found.data, *renewed)}
+    _write(report, replace(found, data=list(tables.values())), docs, "make bench")
 
 
 def _before(folder: Path, models: Sequence[str], machine: Machine, say: Say) -> _Found:
@@ -160,12 +174,14 @@ def check_all(models: Sequence[str], home: Path, docs: Path, *, say: Say) -> lis
     return found
 
 
-def _data_tables(models: Sequence[str], plan: Plan, say: Say) -> list[Table]:
-    """Return what decoding, preparing and training steps cost."""
+def _decoding(say: Say) -> list[Table]:
     say("decoding and preparing, beside floors and other pipelines")
-    decoding = [bench_dicom(), bench_files(), bench_codecs()]
+    return [bench_dicom(), bench_files(), bench_codecs()]
+
+
+def _training(models: Sequence[str], seconds: float, say: Say) -> Table:
     say("training steps, from memory and through the trainer")
-    return [*decoding, bench_training([family(name) for name in models], seconds=plan.seconds, device=plan.device)]
+    return bench_training([family(name) for name in models], seconds=seconds)
 
 
 def _ratios(artifact: Path) -> dict[str, float]:

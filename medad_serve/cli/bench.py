@@ -37,7 +37,12 @@ def _device(_: click.Context, __: click.Parameter, value: str) -> str:
 )
 @click.option("--epoch", is_flag=True, help="Training steps over the cache, by the trainer, in bf16.")
 @click.option("--step", is_flag=True, help="Time and peak memory of a training step.")
-@click.option("--all", "every_model", is_flag=True, help="Engines over a small run of every model; a page of it.")
+@click.option(
+    "--all",
+    "every_model",
+    is_flag=True,
+    help="Engines over a small run of every model; a page of it. With --io or --epoch: that part of the page anew.",
+)
 @click.option("--check", is_flag=True, help="Fail where an engine is slower than --docs says.")
 @click.option("--batches", callback=_numbers, help="Of engines. [default: 1,8]")
 @click.option("--threads-list", "threads", callback=_numbers, help="Of engines. [default: every core]")
@@ -101,6 +106,13 @@ def bench(
 
         how["seconds"] = seconds or LOAD_SECONDS
         bench_serving(files, models=models, batch=batch or 8, rounds=rounds or 3, to=to, as_json=as_json, **how)
+        return
+    if every_model and (measure_io or epoch):
+        from medad_serve.cli.enginebench import renew
+
+        if files or step or models:
+            raise click.UsageError("--all --io --epoch measures its own files and models: leave everything else out")
+        renew(docs, io=measure_io, epoch=epoch, seconds=seconds)
         return
     if measure_io or epoch or step:
         from medad_serve.cli.databench import bench_data

@@ -57,6 +57,14 @@ def bench_families(
     say(f"written to {docs / PAGE}")
 
 
+def renew(docs: Path, **what: Any) -> None:
+    """Measure what decoding or training costs anew, on a page that is there."""
+    from medad_serve.bench.everything import PAGE, renew_data
+
+    renew_data(docs, say=say, **what)
+    say(f"written to {docs / PAGE}")
+
+
 def check_families(models: Sequence[str], *, runs: Path, docs: Path, as_json: bool) -> None:
     """Hold the ratios of engines against the committed ones; raises MedadError where one became worse."""
     import json

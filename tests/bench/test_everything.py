@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from medad_serve.bench import everything
-from medad_serve.bench.everything import bench_all
+from medad_serve.bench.everything import bench_all, renew_data
 from medad_serve.bench.guard import FILE, read_ratios
 from medad_serve.bench.machine import this_machine
 from medad_serve.bench.measure import Plan
@@ -35,8 +35,13 @@ def measured(monkeypatch: pytest.MonkeyPatch, benchmark: Benchmark) -> list[str]
     )
     monkeypatch.setattr(everything, "predict_seconds", lambda _: 0.75)
     monkeypatch.setattr(everything, "_ratios", lambda _: {"onnxruntime, batch 1": 4.0})
-    monkeypatch.setattr(everything, "_data_tables", lambda *_: [])
+    monkeypatch.setattr(everything, "_decoding", lambda *_: [_table("dicom", 1.5)])
+    monkeypatch.setattr(everything, "_training", lambda *_: _table("training", 2.5))
     return asked
+
+
+def _table(name: str, ms: float) -> Table:
+    return Table(name, name.title(), ("of", "ms"), (("x", ms),))
 
 
 def test_the_page_tells_every_model_and_why_one_is_missing(measured: list[str], tmp_path: Path) -> None:
@@ -72,11 +77,10 @@ def test_one_model_measured_anew_leaves_what_the_page_holds_of_the_others(
     measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     docs, folder = tmp_path / "docs", tmp_path / "docs" / "benchmarks"
-    monkeypatch.setattr(everything, "_data_tables", lambda *_: [Table("data", "Data", ("of", "ms"), (("x", 1.5),))])
     bench_all(["ae", "vqvae"], tmp_path / "runs", docs, Plan(), say=lambda _: None)
     monkeypatch.setattr(everything, "_ratios", lambda _: {"onnxruntime, batch 1": 5.0})
     monkeypatch.setattr(everything, "predict_seconds", lambda _: 0.25)
-    monkeypatch.setattr(everything, "_data_tables", lambda *_: pytest.fail("they are there"))
+    monkeypatch.setattr(everything, "_decoding", lambda *_: pytest.fail("they are there"))
     report = bench_all(["vqvae"], tmp_path / "runs", docs, Plan(), say=lambda _: None, keep=True)
     assert [each.name for each in report.benchmarks] == ["ae", "vqvae"]
     kept = read_ratios(folder, this_machine().kind).ratios
@@ -84,6 +88,31 @@ def test_one_model_measured_anew_leaves_what_the_page_holds_of_the_others(
     page = (docs / "benchmarks.md").read_text()
     assert "| ae | 0.75 |\n| vqvae | 0.25 |" in page
     assert "| x | 1.50 |" in page
+
+
+@pytest.mark.parametrize(("io", "epoch"), [(True, False), (False, True), (True, True)])
+def test_what_data_costs_is_measured_anew_and_the_rest_of_the_page_kept(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, io: bool, epoch: bool
+) -> None:
+    docs = tmp_path / "docs"
+    bench_all(["ae", "vqvae"], tmp_path / "runs", docs, Plan(), say=lambda _: None)
+    before = (docs / "benchmarks" / FILE).read_text()
+    monkeypatch.setattr(everything, "_decoding", lambda *_: [_table("dicom", 7.5)])
+    asked: list[object] = []
+    monkeypatch.setattr(everything, "_training", lambda *what: [asked.append(what), _table("training", 8.5)][1])
+    renew_data(docs, io=io, epoch=epoch, seconds=None, say=lambda _: None)
+    page = (docs / "benchmarks.md").read_text()
+    assert ("| x | 7.50 |" in page, "| x | 1.50 |" in page) == (io, not io)
+    assert ("| x | 8.50 |" in page, "| x | 2.50 |" in page) == (epoch, not epoch)
+    assert "## ae" in page
+    assert "## vqvae" in page
+    assert (docs / "benchmarks" / FILE).read_text() == before
+    assert [what[:2] for what in asked] == [(["ae", "vqvae"], Plan().seconds)] * epoch  # type: ignore[index]
+
+
+def test_what_data_costs_needs_a_page(measured: list[str], tmp_path: Path) -> None:
+    with pytest.raises(MedadError, match="holds no benchmark of this machine"):
+        renew_data(tmp_path, io=True, epoch=False, seconds=None, say=lambda _: None)
 
 
 def test_a_page_of_other_packages_is_made_anew(

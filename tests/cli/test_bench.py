@@ -64,6 +64,7 @@ def test_an_unknown_engine_is_refused(artifact: Path) -> None:
     [
         (("--device", "gpu"), "give cpu, auto, cuda, or cuda:N"),
         (("--all", "."), "leave FILES out"),
+        (("--all", "--io", "--model", "ae"), "leave everything else out"),
         (("--check", "."), "leave FILES out"),
         (("--check", "--engine", "onnxruntime"), "choose by --model alone"),
     ],
@@ -79,9 +80,8 @@ def docs(tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """Where the small artifact stands for that of a model made for it."""
     monkeypatch.setattr(everything, "small_artifact", lambda *_, **__: artifact)
     monkeypatch.setattr(everything, "GUARD_SECONDS", 0.1)
-    monkeypatch.setattr(
-        everything, "_data_tables", lambda *_: [Table("data", "Data", ("of", "ms"), (("decode", 1.5),))]
-    )
+    monkeypatch.setattr(everything, "_decoding", lambda *_: [Table("dicom", "Data", ("of", "ms"), (("decode", 1.5),))])
+    monkeypatch.setattr(everything, "_training", lambda *_: Table("training", "Steps", ("of", "ms"), (("step", 2.5),)))
     return tmp_path / "docs"
 
 
@@ -94,7 +94,7 @@ def test_every_model_makes_a_page_that_the_check_then_holds_to(docs: Path, tmp_p
     assert plots
     assert all((docs / plot).is_file() for plot in plots)
     assert "| decode | 1.50 |" in page
-    assert (docs / FOLDER / "data.csv").read_text() == "of,ms\ndecode,1.5\n"
+    assert (docs / FOLDER / "dicom.csv").read_text() == "of,ms\ndecode,1.5\n"
     ratios = Ratios.model_validate_json((docs / FOLDER / FILE).read_bytes())
     told = {*ratios.ratios["ae"], *(name.removeprefix("ae: ") for name in ratios.unsteady)}
     assert told >= {"onnxruntime, batch 1", "TorchScript, batch 8"}
