@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
-# Two processes, each with files of its own: tests wait for servers half of their time.
+# Two processes, each of which makes the small runs and artifacts that tests share: one waits for servers half of its time.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -24,7 +24,7 @@ from medad_serve.bench.guard import (
     read_ratios,
     settle,
 )
-from medad_serve.bench.io import bench_dicom, bench_files
+from medad_serve.bench.io import SECONDS, bench_dicom, bench_files
 from medad_serve.bench.machine import Machine, this_machine
 from medad_serve.bench.measure import Plan, bench_engines
 from medad_serve.bench.results import Benchmark, Report
@@ -36,6 +36,8 @@ from medad_serve.files import whole_directory, write_whole
 from medad_serve.models import family
 
 FOLDER, PAGE, TABLES = "benchmarks", "benchmarks.md", "tables.json"
+DATA = ("dicom", "files", "codecs", "training")
+"""Tables of what data costs, in their order on the page."""
 GUARD_SECONDS = 1.0
 """Of each engine at each batch size, in a pass of the guard."""
 Say = Callable[[str], None]
@@ -45,13 +47,17 @@ Say = Callable[[str], None]
 class _Found:
     """What was measured so far."""
 
-    data: list[Table] = field(default_factory=list)
+    data: dict[str, Table] = field(default_factory=dict)
     benchmarks: list[Benchmark] = field(default_factory=list)
     passes: dict[str, tuple[dict[str, float], dict[str, float]]] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     command_s: dict[str, float] = field(default_factory=dict)
     kept: Ratios | None = None
     """Of models that the page already told of."""
+
+    def add(self, tables: Iterable[Table]) -> None:
+        """Take tables in place of those of their names."""
+        self.data |= {each.name: each for each in tables}
 
 
 def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say: Say, keep: bool = False) -> Report:
@@ -63,13 +69,17 @@ def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say:
     """
     refuse_other(docs / FOLDER)
     machine = this_machine()
-    found = _before(docs / FOLDER, models, machine, say) if keep else _Found()
+    found = _kept(docs / FOLDER, models, machine, say) if keep else _Found()
 
     def written(left: Sequence[str]) -> Report:
-        benchmarks = tuple(sorted(found.benchmarks, key=lambda each: each.family))
-        report = Report(machine=machine, seconds=plan.seconds, benchmarks=benchmarks)
-        out = [*found.left_out, *((name, "not reached before the run was stopped") for name in left)]
-        _write(report, replace(found, left_out=out), docs, _command(plan))
+        report = Report(
+            machine=machine,
+            seconds=plan.seconds,
+            benchmarks=tuple(sorted(found.benchmarks, key=lambda each: each.family)),
+            command=_command(plan),
+            left_out=(*found.left_out, *((name, "not reached before the run was stopped") for name in left)),
+        )
+        _write(report, found, docs)
         return report
 
     for number, name in enumerate(models, 1):
@@ -78,41 +88,61 @@ def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say:
             written(models[number:])
     if not any(each.family in models for each in found.benchmarks):
         raise MedadError("no model could be measured", "; ".join(f"{name}: {why}" for name, why in found.left_out))
-    if plan.device == "cpu" and not found.data:
-        found.data += [*_decoding(say), _training(models, plan.seconds, say)]
+    if plan.device == "cpu" and "dicom" not in found.data:
+        found.add(_decoding(say))
+    if plan.device == "cpu" and "training" not in found.data:
+        found.add([_training([each.family for each in found.benchmarks], plan.seconds, say)])
     return written(())
 
 
 def renew_data(docs: Path, *, io: bool, epoch: bool, seconds: float | None, say: Say) -> None:
-    """Measure what decoding (``io``) and training steps (``epoch``) cost anew, and keep the rest of the page."""
+    """Measure what decoding (``io``) and training steps (``epoch``) cost anew, and keep the rest of the page.
+
+    Raises MedadError where the page is not of this machine, of other packages, or of a GPU.
+    """
     folder, machine = docs / FOLDER, this_machine()
     refuse_other(folder)
-    found = _before(folder, (), machine, say)
-    if not found.benchmarks:
-        raise MedadError(f"{folder} holds no benchmark of this machine", "Run: make bench")
+    report = _report(folder, machine)
+    if report is None or any(each.device != "cpu" for each in report.benchmarks):
+        raise MedadError(f"{folder} holds no benchmark of this machine's processor and packages", "Run: make bench")
+    found = _before(folder, report, ())
+    if io:
+        found.add(_decoding(say, seconds))
+    if epoch:
+        found.add([_training([each.family for each in report.benchmarks], seconds or report.seconds, say)])
+    _write(report, found, docs)
+
+
+def _report(folder: Path, machine: Machine) -> Report | None:
+    """Return what a folder holds, where this machine made it with the same packages."""
+    if not (folder / RECORD).is_file():
+        return None
     report = Report.model_validate_json((folder / RECORD).read_bytes())
-    renewed = [*(_decoding(say) if io else ())]
-    renewed += [_training([each.family for each in report.benchmarks], seconds or report.seconds, say)] if epoch else []
-    tables = {each.name: each for each in (*found.data, *renewed)}
-    _write(report, replace(found, data=list(tables.values())), docs, "make bench")
+    alike = (report.machine.kind, report.machine.versions) == (machine.kind, machine.versions)
+    return report if alike else None
 
 
-def _before(folder: Path, models: Sequence[str], machine: Machine, say: Say) -> _Found:
-    """Return what a folder holds of other models; nothing where another machine or other packages made it."""
+def _before(folder: Path, report: Report, models: Sequence[str]) -> _Found:
+    """Return what a folder holds of other models."""
+    tables = {each.name: each for each in TypeAdapter(list[Table]).validate_json((folder / TABLES).read_bytes())}
+    commands = tables.pop(COMMAND).rows if COMMAND in tables else ()
+    return _Found(
+        data=tables,
+        benchmarks=[each for each in report.benchmarks if each.family not in models],
+        left_out=[(name, why) for name, why in report.left_out if name not in models],
+        command_s={str(name): float(s) for name, s in commands if name not in models},  # type: ignore[arg-type]
+        kept=read_ratios(folder, report.machine.kind) if (folder / FILE).is_file() else None,
+    )
+
+
+def _kept(folder: Path, models: Sequence[str], machine: Machine, say: Say) -> _Found:
     if not (folder / RECORD).is_file():
         return _Found()
-    report = Report.model_validate_json((folder / RECORD).read_bytes())
-    if (report.machine.kind, report.machine.versions) != (machine.kind, machine.versions):
+    report = _report(folder, machine)
+    if report is None:
         say(f"{folder} is of another machine or other packages: it is made anew")
         return _Found()
-    tables = {each.name: each for each in TypeAdapter(list[Table]).validate_json((folder / TABLES).read_bytes())}
-    command_s = {str(name): float(s) for name, s in tables.pop(COMMAND).rows if name not in models}  # type: ignore[arg-type]
-    return _Found(
-        data=list(tables.values()),
-        benchmarks=[each for each in report.benchmarks if each.family not in models],
-        command_s=command_s,
-        kept=read_ratios(folder, machine.kind),
-    )
+    return _before(folder, report, models)
 
 
 def _command(plan: Plan) -> str:
@@ -137,8 +167,9 @@ def _bench_one(name: str, home: Path, plan: Plan, say: Say, found: _Found) -> No
         found.passes[name] = _ratios(artifact), _ratios(artifact)
 
 
-def _write(report: Report, found: _Found, docs: Path, command: str) -> None:
-    tables = [*found.data, *([command_table(found.command_s)] if found.command_s else [])]
+def _write(report: Report, found: _Found, docs: Path) -> None:
+    data = sorted(found.data.values(), key=lambda each: DATA.index(each.name))
+    tables = [*data, *([command_table(found.command_s)] if found.command_s else [])]
     more = list(tables)
     with whole_directory(docs / FOLDER) as folder:
         write_files(report, folder)
@@ -150,10 +181,10 @@ def _write(report: Report, found: _Found, docs: Path, command: str) -> None:
             ratios = joined(ratios, found.kept) if found.kept else ratios
             write_whole(folder / FILE, ratios.model_dump_json(indent=1) + "\n")
             more.append(_noise(ratios))
-    if found.left_out:
+    if report.left_out:
         title = "Models that were not measured"
-        more.insert(0, Table("left-out", title, ("model", "why"), tuple(found.left_out)))
-    write_whole(docs / PAGE, page(report, command=command, plots=f"{FOLDER}/", more=more))
+        more.insert(0, Table("left-out", title, ("model", "why"), report.left_out))
+    write_whole(docs / PAGE, page(report, command=report.command, plots=f"{FOLDER}/", more=more))
 
 
 def check_all(models: Sequence[str], home: Path, docs: Path, *, say: Say) -> list[Compared]:
@@ -174,9 +205,10 @@ def check_all(models: Sequence[str], home: Path, docs: Path, *, say: Say) -> lis
     return found
 
 
-def _decoding(say: Say) -> list[Table]:
+def _decoding(say: Say, seconds: float | None = None) -> list[Table]:
     say("decoding and preparing, beside floors and other pipelines")
-    return [bench_dicom(), bench_files(), bench_codecs()]
+    each = seconds or SECONDS
+    return [bench_dicom(seconds=each), bench_files(seconds=each), bench_codecs(seconds=each)]
 
 
 def _training(models: Sequence[str], seconds: float, say: Say) -> Table:

@@ -67,7 +67,7 @@ def bench_dicom(
             rows += [_dicom_row(syntax, encoded_dicom(syntax, size, bits), seconds) for bits in syntax.bits]
     title = (
         "DICOM slices to 64x64, medians; MONAI reads a file in the page cache, the others bytes in memory; 16 bits have"
-        " a sign and Pixel Padding Value beyond a circle, which ours alone makes black"
+        " a sign and Pixel Padding Value beyond a circle, which ours alone looks for"
     )
     return Table("dicom", title, DICOM_COLUMNS, tuple(rows))
 

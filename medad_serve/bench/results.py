@@ -102,6 +102,10 @@ class Report(Frozen):
     seconds: float
     """Of each engine at each batch size and number of threads."""
     benchmarks: tuple[Benchmark, ...]
+    command: str = "make bench"
+    """That makes the page again."""
+    left_out: tuple[tuple[str, str], ...] = ()
+    """Models that were not measured, and why."""
 
 
 def label(engine: str, precision: str) -> str:

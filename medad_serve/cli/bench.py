@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from medad_serve.cli.serving import FOLDER, STORE
 
@@ -28,6 +29,13 @@ def _device(_: click.Context, __: click.Parameter, value: str) -> str:
     if not re.fullmatch(r"cpu|auto|cuda(:\d+)?", value):
         raise click.BadParameter("give cpu, auto, cuda, or cuda:N for GPU number N")
     return value
+
+
+def _refuse_all_but(*known: str) -> None:
+    context = click.get_current_context()
+    given = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
+    if given - set(known):
+        raise click.UsageError("--all with --io or --epoch takes --docs and --seconds alone: leave everything else out")
 
 
 @click.command()
@@ -110,8 +118,7 @@ def bench(
     if every_model and (measure_io or epoch):
         from medad_serve.cli.enginebench import renew
 
-        if files or step or models:
-            raise click.UsageError("--all --io --epoch measures its own files and models: leave everything else out")
+        _refuse_all_but("every_model", "measure_io", "epoch", "docs", "seconds")
         renew(docs, io=measure_io, epoch=epoch, seconds=seconds)
         return
     if measure_io or epoch or step:

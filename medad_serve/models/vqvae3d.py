@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from medad_serve.errors import MedadError
 from medad_serve.models.base import AnomalyModel, Batch, Log, Shape, register
 from medad_serve.models.quantizer import Quantized, Quantizer, Update
-from medad_serve.models.smoothing import box_mean, flat, repeated, squared_error
+from medad_serve.models.smoothing import box_mean, in_a_row, repeated, squared_error
 from medad_serve.models.zscore import ZScore, some_of, take_moments
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, Regions, Window
 
@@ -172,7 +172,7 @@ class Vqvae3d(AnomalyModel):
         return self._staged(self.decoder, self.quantizer.lookup(codes))
 
     def maps(self, x: Tensor) -> tuple[Tensor, Tensor, Quantized]:
-        """Return the smoothed error ``(N, 1, D, H, W)``, the reconstruction, and what ``x`` became, raw."""
+        """Return the smoothed error ``(N, 1, D, H, W)``, as it is, the reconstruction, and what ``x`` became."""
         found = self.encode(x)
         reconstruction = self._staged(self.decoder, found.quantized)
         error = squared_error(x, reconstruction)
@@ -184,22 +184,22 @@ class Vqvae3d(AnomalyModel):
         Only every second voxel along each axis is looked at: neighbours of a smoothed map say nearly the same.
         """
         seen = error[..., ::2, ::2, ::2].flatten(1), distances.flatten(1)
-        times = 1, (self.stride // 2) ** 3
-        return torch.stack([self._highest(values, of) for values, of in zip(seen, times, strict=True)], dim=1)
+        voxels = 1, (self.stride // 2) ** 3
+        return torch.stack([self._highest(values, each) for values, each in zip(seen, voxels, strict=True)], dim=1)
 
-    def _highest(self, values: Tensor, times: int) -> Tensor:
+    def _highest(self, values: Tensor, voxels: int) -> Tensor:
         """Average the highest share of ``(N, n)`` values, each of which stands for so many voxels."""
         if self.settings.score_share == 1:
             return values.mean(dim=1)
-        count = -(-self.highest // times)
-        highest, beyond = values.topk(count, dim=1).values, count * times - self.highest
-        return (times * highest.sum(dim=1) - beyond * highest[:, -1]) / self.highest
+        count = -(-self.highest // voxels)
+        highest, wanted = values.topk(count, dim=1).values, self.highest / voxels
+        return (highest[:, :-1].sum(dim=1) + (wanted - count + 1) * highest[:, -1]) / wanted
 
     def _heatmap(self, error: Tensor, distances: Tensor) -> Tensor:
         """Average the z-scores of the maps chosen."""
         maps = {"reconstruction": (error, 1), "alignment": (distances[:, None], self.stride)}
         heat, *others = (
-            flat(repeated(self.map_scale.one(SCORES.index(name), maps[name][0]), maps[name][1]))
+            in_a_row(repeated(self.map_scale.one(SCORES.index(name), maps[name][0]), maps[name][1]))
             for name in self.settings.scores
         )
         for other in others:

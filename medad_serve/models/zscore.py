@@ -8,7 +8,7 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
-from medad_serve.models.smoothing import flat
+from medad_serve.models.smoothing import in_a_row
 
 LEAST_DEVIATION = 5e-3
 """Of a kind of value, as a share of its mean. Below, what float32 rounds by (1e-6 of a sum, each runtime another way)
@@ -33,7 +33,8 @@ class ZScore(nn.Module):
 
     def one(self, index: int, values: Tensor) -> Tensor:
         """Standardise values of one kind, ``(N, 1, *S)``."""
-        return torch.unflatten((flat(values) - self.mean[index]) / self.std[index], 1, values.shape[1:])
+        mean, std = (part[index : index + 1] for part in (self.mean, self.std))
+        return torch.unflatten((in_a_row(values) - mean) / std, 1, values.shape[1:])
 
     def take(self, found: Moments) -> None:
         """Standardise by what was found on normals from now on.

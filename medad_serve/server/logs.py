@@ -17,6 +17,9 @@ KEPT = 5
 DEATHS = 3
 """Workers that may end in an exception before the model is given up."""
 
+QUIET_S = 0.5
+"""After which a worker has said all."""
+
 
 class Logs:
     """What the server of a run directory writes."""
@@ -39,11 +42,15 @@ class Logs:
     def failure(self, what: str, model: str = "", *, patience: float = 0) -> MedadError:
         """Return the error that ``what`` happened, with the last reason that a worker of ``model`` gave.
 
-        A worker's words come through other threads than what TorchServe says of it: seconds later on a busy machine.
+        A worker's words come through other threads than what TorchServe says of it: seconds later on a busy machine,
+        and line by line.
         """
-        until = time.monotonic() + patience
-        while not (reason := _last_exception(self._text(), model)) and time.monotonic() < until:
-            time.sleep(0.1)
+        reason, until = _last_exception(self._text(), model), time.monotonic() + patience
+        while time.monotonic() < until:
+            time.sleep(QUIET_S)
+            before, reason = reason, _last_exception(self._text(), model)
+            if reason and reason == before:
+                break
         return MedadError(f"{what}{f': {reason}' if reason else ''}", f"See {self.folder / 'ts_log.log'}")
 
     def tell_failure(self, model: str) -> bool:

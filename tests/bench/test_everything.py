@@ -95,11 +95,16 @@ def test_what_data_costs_is_measured_anew_and_the_rest_of_the_page_kept(
     measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, io: bool, epoch: bool
 ) -> None:
     docs = tmp_path / "docs"
-    bench_all(["ae", "vqvae"], tmp_path / "runs", docs, Plan(), say=lambda _: None)
+    bench_all(MODELS, tmp_path / "runs", docs, Plan(only=("onnxruntime",)), say=lambda _: None)
     before = (docs / "benchmarks" / FILE).read_text()
     monkeypatch.setattr(everything, "_decoding", lambda *_: [_table("dicom", 7.5)])
-    asked: list[object] = []
-    monkeypatch.setattr(everything, "_training", lambda *what: [asked.append(what), _table("training", 8.5)][1])
+    asked: list[tuple[object, ...]] = []
+
+    def training(*what: object) -> Table:
+        asked.append(what)
+        return _table("training", 8.5)
+
+    monkeypatch.setattr(everything, "_training", training)
     renew_data(docs, io=io, epoch=epoch, seconds=None, say=lambda _: None)
     page = (docs / "benchmarks.md").read_text()
     assert ("| x | 7.50 |" in page, "| x | 1.50 |" in page) == (io, not io)
@@ -107,12 +112,40 @@ def test_what_data_costs_is_measured_anew_and_the_rest_of_the_page_kept(
     assert "## ae" in page
     assert "## vqvae" in page
     assert (docs / "benchmarks" / FILE).read_text() == before
-    assert [what[:2] for what in asked] == [(["ae", "vqvae"], Plan().seconds)] * epoch  # type: ignore[index]
+    assert [what[:2] for what in asked] == [(["ae", "vqvae"], Plan().seconds)] * epoch
+    assert "it cannot be exported" in page
+    assert "Made by `medad-serve bench --all --device cpu" in page
 
 
-def test_what_data_costs_needs_a_page(measured: list[str], tmp_path: Path) -> None:
-    with pytest.raises(MedadError, match="holds no benchmark of this machine"):
-        renew_data(tmp_path, io=True, epoch=False, seconds=None, say=lambda _: None)
+def test_what_data_costs_needs_a_page_of_this_processor_and_packages(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> None:
+        with pytest.raises(MedadError, match="holds no benchmark of this machine"):
+            renew_data(tmp_path, io=True, epoch=False, seconds=None, say=lambda _: None)
+
+    refused()
+    bench_all(["ae"], tmp_path / "runs", tmp_path, Plan(), say=lambda _: None)
+    here, page = this_machine(), (tmp_path / "benchmarks.md").read_text()
+    other = here.model_copy(update={"versions": {**here.versions, "torch": "1.0"}})
+    monkeypatch.setattr(everything, "this_machine", lambda: other)
+    refused()
+    assert (tmp_path / "benchmarks.md").read_text() == page
+
+
+def test_a_table_of_data_that_a_stopped_run_did_not_reach_is_measured_with_the_next_model(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> Table:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(everything, "_training", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        bench_all(["ae"], tmp_path / "runs", tmp_path, Plan(), say=lambda _: None)
+    renew_data(tmp_path, io=True, epoch=False, seconds=None, say=lambda _: None)
+    monkeypatch.setattr(everything, "_training", lambda *_: _table("training", 3.5))
+    bench_all(["vqvae"], tmp_path / "runs", tmp_path, Plan(), say=lambda _: None, keep=True)
+    assert "| x | 3.50 |" in (tmp_path / "benchmarks.md").read_text()
 
 
 def test_a_page_of_other_packages_is_made_anew(

@@ -65,6 +65,8 @@ def test_an_unknown_engine_is_refused(artifact: Path) -> None:
         (("--device", "gpu"), "give cpu, auto, cuda, or cuda:N"),
         (("--all", "."), "leave FILES out"),
         (("--all", "--io", "--model", "ae"), "leave everything else out"),
+        (("--all", "--io", "--check"), "leave everything else out"),
+        (("--all", "--epoch", "--device", "cuda"), "leave everything else out"),
         (("--check", "."), "leave FILES out"),
         (("--check", "--engine", "onnxruntime"), "choose by --model alone"),
     ],
@@ -98,6 +100,9 @@ def test_every_model_makes_a_page_that_the_check_then_holds_to(docs: Path, tmp_p
     ratios = Ratios.model_validate_json((docs / FOLDER / FILE).read_bytes())
     told = {*ratios.ratios["ae"], *(name.removeprefix("ae: ") for name in ratios.unsteady)}
     assert told >= {"onnxruntime, batch 1", "TorchScript, batch 8"}
+    renewed = _bench("--all", "--io", "--epoch", "--docs", docs, "--seconds", "0.1")
+    assert renewed.exit_code == 0, renewed.output
+    assert (docs / PAGE).read_text() == page
     generous = ratios.model_copy(update={"tolerance": 0.99})  # a tenth of a second settles nothing about noise
     (docs / FOLDER / FILE).write_text(generous.model_dump_json())
     checked = _bench("--check", "--docs", docs, "--runs", tmp_path, "--json")

@@ -73,9 +73,11 @@ def test_it_starts_from_a_fracture_model_too() -> None:
 @torch.no_grad()
 def test_score_is_what_monais_network_makes_of_volume_and_error() -> None:
     model, x = _build().eval(), _volumes(3)
+    model.reconstructor.map_scale.mean.copy_(torch.tensor([0.1, 7.0]))
+    model.reconstructor.map_scale.std.copy_(torch.tensor([0.3, 9.0]))
     found = model(x)
-    maps, *_ = model.reconstructor.maps(x)
-    logit = model.network(torch.cat((x, maps[:, :1]), dim=1))[:, 0]
+    error, *_ = model.reconstructor.maps(x)
+    logit = model.network(torch.cat((x, (error - 0.1) / 0.3), dim=1))[:, 0]
     assert torch.allclose(found["probability"], logit.sigmoid(), atol=1e-6)
     assert torch.equal(found["score"], found["probability"])
 
@@ -83,7 +85,7 @@ def test_score_is_what_monais_network_makes_of_volume_and_error() -> None:
 @torch.no_grad()
 def test_heatmap_is_the_error_where_the_network_looks() -> None:
     model, x = _build().eval(), _volumes(2)
-    error = model.reconstructor.maps(x)[0][:, :1].relu()
+    error = model.reconstructor.maps(x)[0].relu()
     head = model.network.get_submodule("class_layers.out")
     assert isinstance(head, torch.nn.Linear)
     head.weight.zero_()

@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
-from medad_serve.models.smoothing import box_max, box_mean, channel_mean, repeated
+from medad_serve.models.smoothing import box_max, box_mean, channel_mean, repeated, squared_error
 
 SHAPES = [(2, 1, 17, 13), (2, 3, 9, 7, 11)]
 
@@ -57,6 +57,24 @@ def test_repeated_values_are_those_of_numpy(shape: tuple[int, ...]) -> None:
 def test_the_mean_of_channels_is_numpys(shape: tuple[int, ...]) -> None:
     x = _values(shape)
     assert np.allclose(channel_mean(x).numpy(), x.numpy().mean(axis=1, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_squared_error_is_averaged_over_channels(shape: tuple[int, ...]) -> None:
+    x, other = _values(shape), _values(shape).flip(-1)
+    expected = np.square(x.numpy() - other.numpy()).mean(axis=1, keepdims=True)
+    assert np.allclose(squared_error(x, other).numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mixed_precision_takes_no_digits(shape: tuple[int, ...]) -> None:
+    x = _values(shape)
+    expected = box_mean(x, 5), repeated(x, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = box_mean(x, 5), repeated(x, 3)
+        half = box_mean(x.bfloat16(), 5)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert torch.equal(half, box_mean(x.bfloat16().float(), 5))
 
 
 def test_gradients_are_those_of_the_pooling_in_one_step() -> None:

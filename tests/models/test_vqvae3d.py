@@ -72,11 +72,12 @@ def test_alignment_is_the_distance_of_each_position_to_its_code() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("share", [0.001, 0.05, 0.33, 1])
-def test_the_alignment_score_is_that_of_every_second_voxel_of_its_map(share: float) -> None:
-    found = _settled(score_share=share)(_volumes(3))
+@pytest.mark.parametrize("hidden", [(8,), (4, 4, 8), (4, 4, 4, 4, 8)])
+@pytest.mark.parametrize("share", [1e-6, 0.001, 0.05, 0.33, 1])
+def test_the_alignment_score_is_that_of_every_second_voxel_of_its_map(share: float, hidden: tuple[int, ...]) -> None:
+    found = _settled(score_share=share, hidden=hidden)(_volumes(3))
     seen = np.sort(found["alignment"][:, 0, ::2, ::2, ::2].double().numpy().reshape(3, -1))
-    expected = seen[:, -round(share * 16**3) :].mean(axis=1)
+    expected = seen[:, -max(1, round(share * 16**3)) :].mean(axis=1)
     assert found["score_alignment"].numpy() == pytest.approx(expected, rel=1e-5)
 
 

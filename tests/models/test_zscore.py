@@ -22,6 +22,16 @@ def test_values_are_told_in_deviations_from_the_mean_of_normals() -> None:
     assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_one_kind_is_told_as_among_all() -> None:
+    values = np.random.default_rng(0).normal([5.0, -2.0], [0.5, 3.0], (200, 2))
+    scale, maps = _taken(values), torch.rand(3, 2, 4, 5)
+    for index in range(2):
+        assert torch.allclose(
+            scale.one(index, maps[:, index : index + 1]), scale(maps)[:, index : index + 1], atol=1e-5
+        )
+    assert scale.one(0, maps[:, :1].bfloat16()).dtype == torch.float32
+
+
 def test_what_hardly_differs_between_normals_does_not_turn_rounding_into_deviations() -> None:
     """Of collapsed codes: a likelihood of 4.93 that moves by 1e-4 of it, of which float32 rounds 1e-6."""
     values = np.random.default_rng(0).normal(4.93, 4.93e-4, (100, 1)).astype(np.float32)

@@ -57,9 +57,7 @@ class Draem(AnomalyModel):
 
     def _found(self, x: Tensor, reconstruction: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """Return the outputs by name."""
-        healthy, faulty = logits.flatten(2).unbind(dim=1)
-        # the softmax of two, over which onnxruntime takes ten times as long
-        heatmap = torch.unflatten((faulty - healthy).sigmoid(), 1, (1, *x.shape[2:]))
+        heatmap = _faulty(logits)
         return {"score": self._score(heatmap), "heatmap": heatmap, "reconstruction": reconstruction}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -102,6 +100,14 @@ class Draem(AnomalyModel):
         return Faults(made.synthetic_image, made.fault_mask, made.severity_label)
 
 
+def _faulty(logits: Tensor) -> Tensor:
+    """Return the probability of a fault ``(N, 1, H, W)``: the softmax of two logits, which takes onnxruntime 2.5 ms
+    of 256x256 and a sigmoid 0.3.
+    """
+    healthy, faulty = logits.flatten(2).unbind(dim=1)
+    return torch.unflatten((faulty - healthy).sigmoid(), 1, (1, *logits.shape[2:]))
+
+
 class DraemWithSeverity(Draem):
     """A DRAEM that also estimates how severe the fault is: ``severity``, continuous in 0..severity_max."""
 
@@ -116,9 +122,8 @@ class DraemWithSeverity(Draem):
     def _graded(self, x: Tensor, reconstruction: Tensor, logits: Tensor) -> Tensor:
         """Return the severity as a share of the highest, ``(N,)``."""
         known = {"original": x, "reconstruction": reconstruction, "error_map": (x - reconstruction).abs()}
-        severity: Tensor = self.severity(
-            torch.cat((logits.softmax(dim=1), *(known[name] for name in self.seen)), dim=1)
-        )
+        faulty = _faulty(logits)
+        severity: Tensor = self.severity(torch.cat((1 - faulty, faulty, *(known[name] for name in self.seen)), dim=1))
         return severity
 
     def _found(self, x: Tensor, reconstruction: Tensor, logits: Tensor) -> dict[str, Tensor]:
