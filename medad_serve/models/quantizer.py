@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from medad_serve.models.precision import full_precision
 
 Update = Literal["gradient", "ema"]
 
@@ -87,7 +86,7 @@ class Quantizer(nn.Module):
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantise ``(N, D, *S)`` with any number of spatial axes; in training the codebook moves."""
-        with full_precision(z):  # half the digits would choose other codes
+        with _full_precision(z):
             z = z.float()
             if self.training and self.revive_after:
                 self._revive(z.detach())
@@ -177,3 +176,9 @@ def _positions(z: Tensor) -> Iterator[Tensor]:
     """Yield ``(N, D, *S)`` as ``(N, s, D)`` in pieces of few enough positions."""
     for part in torch.split(z.flatten(2), POSITIONS, dim=2):
         yield part.transpose(1, 2)
+
+
+def _full_precision(z: Tensor) -> AbstractContextManager[object]:
+    """Leave mixed precision: half the digits would choose other codes. Entered only where it is on, for exporters."""
+    on = torch.is_autocast_enabled(z.device.type)
+    return torch.autocast(z.device.type, enabled=False) if on else nullcontext()
