@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from untrained import export_untrained
 
 from medad_serve.errors import MedadError
 from medad_serve.models import family
+from medad_serve.models.smoothing import box_mean, repeated
 from medad_serve.runtime import OnnxRuntime, OpenVinoRuntime, lacking, open_runtime
 
 pytestmark = pytest.mark.skipif(lacking("openvino") is not None, reason=lacking("openvino") or "")
@@ -81,3 +83,24 @@ def test_what_is_not_installed_is_named_with_its_extra(exported: Path, monkeypat
     monkeypatch.setattr("medad_serve.runtime.find_spec", lambda _: None)
     with pytest.raises(MedadError, match=r"openvino is not installed: pip install 'medad-serve\[openvino\]'"):
         open_runtime(exported, "openvino/float32", NAMES)
+
+
+class _Smoothed(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return box_mean(x, 5), repeated(x, 3)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 24, 16), (2, 1, 8, 12, 16)], ids=str)
+def test_bfloat16_takes_no_digits_of_what_maps_are_smoothed_by(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """It computes in bfloat16 whatever leads to a convolution or a product of matrices, and leaves what follows."""
+    x, graph = torch.rand(shape, generator=torch.Generator().manual_seed(0)), tmp_path / "model.onnx"
+    made = torch.onnx.export(_Smoothed().eval(), (x,), dynamo=True, output_names=["smooth", "wide"], verbose=False)
+    assert made is not None
+    made.save(str(graph))
+    try:
+        runtime = OpenVinoRuntime(graph, precision="bfloat16")
+    except MedadError as error:
+        pytest.skip(str(error))
+    found, expected = runtime.run(x.numpy(), ("smooth", "wide")), _Smoothed()(x)
+    assert np.allclose(found["smooth"], expected[0].numpy(), rtol=0, atol=1e-6)
+    assert np.array_equal(found["wide"], expected[1].numpy())
