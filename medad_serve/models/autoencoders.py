@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from medad_serve.errors import MedadError
 from medad_serve.models.base import AnomalyModel, Batch, Shape, register
-from medad_serve.models.smoothing import channel_mean
+from medad_serve.models.smoothing import channel_mean, squared_error
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, Window
 
 STRIDE = 16
@@ -104,7 +104,7 @@ class Autoencoder(AnomalyModel):
 
 
 def _scored(x: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-    error = channel_mean((x - reconstruction).square())
+    error = squared_error(x, reconstruction)
     return {"score": error.mean(dim=(1, 2, 3)), "heatmap": error, "reconstruction": reconstruction}
 
 

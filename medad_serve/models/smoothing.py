@@ -8,6 +8,8 @@ matrix. Pooling and resizing a volume of one channel is what runtimes do worst (
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -50,10 +52,7 @@ def _window_sum(x: Tensor, side: int) -> Tensor:
         left = x.shape[1] - width
         x = x.narrow(1, 0, left) + x.narrow(1, width, left)
         width *= 2
-    total, *others = parts
-    for other in others:
-        total = total + other
-    return total
+    return reduce(torch.add, parts)
 
 
 def box_max(x: Tensor, side: int) -> Tensor:

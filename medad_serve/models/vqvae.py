@@ -14,7 +14,7 @@ from medad_serve.errors import MedadError
 from medad_serve.models.base import AnomalyModel, Batch, Log, Shape, register
 from medad_serve.models.prior import CodePrior, fit_prior
 from medad_serve.models.quantizer import Quantized, Quantizer, Update
-from medad_serve.models.smoothing import channel_mean
+from medad_serve.models.smoothing import squared_error
 from medad_serve.models.zscore import ZScore, some_of, take_moments
 from medad_serve.spec import Frozen, InputSpec, PrepSpec
 
@@ -170,7 +170,7 @@ class Vqvae(AnomalyModel):
         """Return scores ``(N, 3)``, maps ``(N, 3, H, W)``, both raw, what ``x`` became, and its reconstruction."""
         found = self.encode(x)
         reconstruction = self.decoder(found.quantized)
-        error = channel_mean((x - reconstruction).square())
+        error = squared_error(x, reconstruction)
         coarse = torch.stack((found.distances, self.prior.nll(found.codes)), dim=1)
         scores = torch.stack((self._pooled(error), self._pooled(coarse[:, 0]), self._pooled(coarse[:, 1])), dim=1)
         maps = torch.cat((error, F.interpolate(coarse, scale_factor=self.stride, mode="nearest")), dim=1)

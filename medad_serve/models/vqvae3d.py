@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 from itertools import pairwise
 from math import gcd, prod
 from typing import Annotated, Literal
@@ -198,13 +199,11 @@ class Vqvae3d(AnomalyModel):
     def _heatmap(self, error: Tensor, distances: Tensor) -> Tensor:
         """Average the z-scores of the maps chosen."""
         maps = {"reconstruction": (error, 1), "alignment": (distances[:, None], self.stride)}
-        heat, *others = (
+        scaled = [
             in_a_row(repeated(self.map_scale.one(SCORES.index(name), maps[name][0]), maps[name][1]))
             for name in self.settings.scores
-        )
-        for other in others:
-            heat = heat + other
-        heat = (heat / (1 + len(others))).relu()  # better than normal is not anomalous
+        ]
+        heat = (reduce(torch.add, scaled) / len(scaled)).relu()  # better than normal is not anomalous
         return torch.unflatten(heat, 1, error.shape[1:])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

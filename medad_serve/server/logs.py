@@ -16,7 +16,6 @@ KEPT = 5
 """Of the servers before this one."""
 DEATHS = 3
 """Workers that may end in an exception before the model is given up."""
-
 QUIET_S = 0.5
 """After which a worker has said all."""
 
