@@ -12,7 +12,7 @@ from medad_serve.errors import InputError
 from medad_serve.io import Pixels
 from medad_serve.prep.check import by_region
 from medad_serve.prep.geometry import Crop, Geometry, Plane, Volume, covered, resize, resize_volume
-from medad_serve.prep.window import FloatArray, display, normalized
+from medad_serve.prep.window import FloatArray, cut, display, normalized
 from medad_serve.spec import PrepSpec
 
 STRIPS = 4
@@ -45,12 +45,6 @@ def _strips(source: int, target: int) -> Iterator[tuple[slice, slice]]:
         yield slice(index * rows, (index + 1) * rows), slice(index * out, (index + 1) * out)
 
 
-def _resized(shown: FloatArray, height: int, width: int) -> FloatArray:
-    """Resize a frame; area weights that do not sum to 1 exactly leave the scale 0..1 by a rounding."""
-    small = resize(shown, height, width)
-    return np.clip(small, np.float32(0), np.float32(1), out=small)
-
-
 def _frame(pixels: Pixels, index: int, spec: PrepSpec, out: FloatArray) -> Plane:
     """Fill ``out`` (H, W) with one frame."""
     height, width = spec.size
@@ -58,8 +52,8 @@ def _frame(pixels: Pixels, index: int, spec: PrepSpec, out: FloatArray) -> Plane
     plain = spec.foreground is None and spec.normalize is None and not spec.smooth_sigma
     if plain and spec.fit == "stretch":
         for part, place in _strips(rows, height):
-            shown = display(pixels.part(index, part), spec.window)[0]
-            out[place] = _resized(shown, place.stop - place.start, width)
+            grey = cut(pixels.part(index, part), spec.window)
+            out[place] = grey.scaled(resize(grey.values[0], place.stop - place.start, width))
         return Plane((rows, columns))
     shown, box = display(pixels.part(index), spec.window)[0], None
     if spec.foreground is not None:
@@ -75,7 +69,8 @@ def _frame(pixels: Pixels, index: int, spec: PrepSpec, out: FloatArray) -> Plane
         shown = np.asarray(cv2.GaussianBlur(shown, (0, 0), spec.smooth_sigma), np.float32)
     if spec.normalize is not None:
         shown = normalized(shown, spec.normalize)
-    out[:] = _resized(shown, height, width)
+    # area weights that do not sum to 1 exactly leave the scale 0..1 by a rounding
+    np.clip(resize(shown, height, width), np.float32(0), np.float32(1), out=out)
     return Plane((rows, columns), box)
 
 
@@ -87,10 +82,12 @@ def _frames(pixels: Pixels, spec: PrepSpec) -> Prepared:
 
 def _volume(pixels: Pixels, spec: PrepSpec) -> Prepared:
     depth, height, width = pixels.array.shape
-    shown = display(pixels, spec.window)
-    if spec.normalize is not None:
-        shown = normalized(shown, spec.normalize)
-    return Prepared(resize_volume(shown, spec.size)[None, None], (Volume((depth, height, width)),))
+    grey = cut(pixels, spec.window)
+    if spec.normalize is None:
+        volume = grey.scaled(resize_volume(grey.values, spec.size))
+    else:
+        volume = resize_volume(normalized(grey.scaled(grey.values), spec.normalize), spec.size)
+    return Prepared(volume[None, None], (Volume((depth, height, width)),))
 
 
 def _regions(pixels: Pixels, spec: PrepSpec) -> Prepared:

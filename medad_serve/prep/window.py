@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import cv2
@@ -16,26 +17,50 @@ Shown = Window | Literal["file"] | None
 """How values become grey: see PrepSpec.window."""
 
 
+@dataclass(frozen=True)
+class Grey:
+    """Values cut to what a reader can tell apart, and the two that are seen as black (0) and white (1).
+
+    An image that is to shrink is cut, resized, then scaled: the mean of an area is the same, two passes over
+    the whole of it are saved.
+    """
+
+    values: FloatArray
+    """Of any shape, the caller's to change."""
+    black: float
+    white: float
+
+    def scaled(self, values: FloatArray) -> FloatArray:
+        """Map values made of these onto [0, 1], in place; NaN stays NaN."""
+        scale = np.float32(1 / (self.white - self.black))
+        values *= scale
+        values -= np.float32(self.black) * scale  # so rounded, black is 0 exactly
+        return np.clip(values, np.float32(0), np.float32(1), out=values)
+
+
 def apply_window(values: FloatArray, window: Window) -> FloatArray:
     """Map rescaled values (HU for CT) to [0, 1] by the VOI LUT function of PS3.3 C.11.2.1.2.
 
     ``values`` has any shape; a new float32 array of that shape is returned. NaN stays NaN.
     """
+    found = _windowed(values, window)
+    return found.scaled(found.values)
+
+
+def _windowed(values: FloatArray, window: Window) -> Grey:
     if window.function == "SIGMOID":  # C.11.2.1.3.1
         with np.errstate(over="ignore"):
-            return np.asarray(1 / (1 + np.exp(-4 * (values - window.center) / window.width)), np.float32)
+            curve = 1 / (1 + np.exp(-4 * (values - window.center) / window.width))
+        return Grey(np.asarray(curve, np.float32), 0, 1)
     exact = window.function == "LINEAR_EXACT"  # C.11.2.1.3.2
     center, width = (window.center, window.width) if exact else (window.center - 0.5, window.width - 1)
     if width == 0:  # LINEAR with width 1 is a step
-        return np.where(np.isnan(values), values, values > center).astype(np.float32)
-    return _scaled(values, center - width / 2, center + width / 2)
+        return Grey(np.where(np.isnan(values), values, values > center).astype(np.float32), 0, 1)
+    return _cut(values, center - width / 2, center + width / 2)
 
 
-def _scaled(values: FloatArray, low: float, high: float) -> FloatArray:
-    """Map [low, high] to [0, 1] and clip, in place on one new array."""
-    out = np.multiply(values, np.float32(1 / (high - low)))
-    out += np.float32(-low / (high - low))
-    return np.clip(out, np.float32(0), np.float32(1), out=out)
+def _cut(values: FloatArray, low: float, high: float) -> Grey:
+    return Grey(np.clip(values, np.float32(low), np.float32(high)), low, high)
 
 
 def window_of(pixels: Pixels, window: Shown) -> Window | Lut | None:
@@ -43,28 +68,32 @@ def window_of(pixels: Pixels, window: Shown) -> Window | Lut | None:
     return pixels.facts.voi if window == "file" else window
 
 
-def display(pixels: Pixels, window: Shown) -> FloatArray:
-    """Return ``(frames, H, W)`` in [0, 1] as a reader sees it: windowed, MONOCHROME1 turned, padding black.
+def cut(pixels: Pixels, window: Shown) -> Grey:
+    """Return ``(frames, H, W)`` cut to the window: MONOCHROME1 is white where it is low, padding black.
 
     Without a window the full range of the stored type is used; ``file`` takes the file's own VOI LUT or window.
     """
     by = window_of(pixels, window)
     if isinstance(by, Lut):
-        out = by(pixels.array)
-        out *= np.float32(1 / (2**by.bits - 1))
-        np.clip(out, np.float32(0), np.float32(1), out=out)
-        out[np.isnan(pixels.array)] = np.nan
+        found = _cut(by(pixels.array), 0, 2**by.bits - 1)
+        found.values[np.isnan(pixels.array)] = np.nan
     elif by is None:
-        out = _scaled(pixels.array, *pixels.facts.stored_range)
+        found = _cut(pixels.array, *pixels.facts.stored_range)
     else:
-        out = apply_window(pixels.array, by)
+        found = _windowed(pixels.array, by)
     if pixels.inverted:
-        np.subtract(np.float32(1), out, out=out)
+        found = Grey(found.values, black=found.white, white=found.black)
     if pixels.padding is not None:
-        black = np.zeros(out.shape[1:], np.float32)
-        for frame, mask in zip(out, pixels.padding, strict=True):
+        black = np.full(found.values.shape[1:], found.black, np.float32)
+        for frame, mask in zip(found.values, pixels.padding, strict=True):
             cv2.copyTo(black, mask.view(np.uint8), frame)  # half the time of an assignment by the mask
-    return out
+    return found
+
+
+def display(pixels: Pixels, window: Shown) -> FloatArray:
+    """Return ``(frames, H, W)`` in [0, 1] as a reader sees it: see :func:`cut`."""
+    found = cut(pixels, window)
+    return found.scaled(found.values)
 
 
 def normalized(image: FloatArray, between: Percentiles) -> FloatArray:
@@ -72,4 +101,5 @@ def normalized(image: FloatArray, between: Percentiles) -> FloatArray:
     low, high = np.percentile(image, [between.low, between.high])
     if not high > low:
         return image if np.isnan(low) else np.zeros_like(image)
-    return _scaled(image, float(low), float(high))
+    found = _cut(image, float(low), float(high))
+    return found.scaled(found.values)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import cv2
@@ -80,7 +81,7 @@ def test_small_images_are_scaled_up_bilinearly() -> None:
     image = np.random.default_rng(0).uniform(0, 80, (40, 40)).astype(np.float32)
     made = prepare(_pixels(image), PrepSpec(window=BRAIN)).tensor[0, 0]
     expected = cv2.resize(apply_window(image, BRAIN), (64, 64), interpolation=cv2.INTER_LINEAR)
-    assert np.array_equal(made, expected)
+    assert made == pytest.approx(expected, abs=1e-6)
 
 
 def test_an_axis_that_shrinks_is_averaged_where_the_other_grows() -> None:
@@ -92,11 +93,25 @@ def test_an_axis_that_shrinks_is_averaged_where_the_other_grows() -> None:
 
 @pytest.mark.parametrize("size", [(512, 512), (640, 512), (500, 333), (128, 64), (70, 900)])
 @pytest.mark.parametrize("target", [(64, 64), (32, 48)])
-def test_strips_equal_one_resize(size: tuple[int, int], target: tuple[int, int]) -> None:
-    image = np.random.default_rng(1).uniform(0, 80, size).astype(np.float32)
-    made = prepare(_pixels(image), PrepSpec(window=BRAIN, size=target)).tensor[0, 0]
-    expected = cv2.resize(apply_window(image, BRAIN), target[::-1], interpolation=cv2.INTER_AREA)
-    assert np.array_equal(made, expected)
+def test_strips_equal_one_resize(
+    size: tuple[int, int], target: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = _pixels(np.random.default_rng(1).uniform(-20, 100, size))
+    made = prepare(pixels, PrepSpec(window=BRAIN, size=target)).tensor[0, 0]
+    expected = cv2.resize(display(pixels, BRAIN)[0], target[::-1], interpolation=cv2.INTER_AREA)
+    assert made == pytest.approx(expected, abs=1e-6)
+    monkeypatch.setattr(importlib.import_module("medad_serve.prep.prepare"), "STRIPS", 1)
+    assert np.array_equal(made, prepare(pixels, PrepSpec(window=BRAIN, size=target)).tensor[0, 0])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (8, 16, 16)])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_padding_is_exactly_black_in_a_window_far_from_zero(size: tuple[int, ...], inverted: bool) -> None:
+    values = np.random.default_rng(1).uniform(2990, 3010, (16, 128, 128))
+    pixels = _pixels(values, inverted=inverted, padding=np.ones(values.shape, bool))
+    spec = PrepSpec(window=Window(center=3000, width=7), size=size)
+    assert not display(pixels, spec.window).any()
+    assert not prepare(pixels, spec).tensor.any()
 
 
 def test_every_frame_is_prepared_on_its_own() -> None:
