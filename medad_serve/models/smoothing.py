@@ -8,6 +8,7 @@ matrix. Pooling and resizing a volume of one channel is what runtimes do worst (
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 
 import torch
@@ -24,33 +25,35 @@ def box_mean(x: Tensor, side: int, *, padded: bool = True) -> Tensor:
     """
     total, reach = x.float(), side // 2
     for axis in range(2, x.ndim) if side > 1 else ():
-        rows = total.flatten(axis + 1) if axis + 1 < x.ndim else total[..., None]
-        sums = _window_sum(F.pad(rows.flatten(0, axis - 1), (0, 0, reach, reach)), side)
+        # a step along the axis is ``step`` values further; an axis of its own for these would be one of length 1 at
+        # the last, along which OpenVINO computes a value at a time
+        rows, step = total.flatten(axis).flatten(0, axis - 1), math.prod(x.shape[axis + 1 :])
+        sums = _window_sum(F.pad(rows, (reach * step, reach * step)), side, step)
         if padded:
             sums = sums / side
         else:
             last, place = x.shape[axis] - 1, torch.arange(x.shape[axis], device=x.device)
             within = (place + reach).clamp(max=last) - (place - reach).clamp(min=0) + 1
-            sums = sums / within[:, None]
+            sums = sums / within.repeat_interleave(step)
         total = sums.reshape(x.shape)
     return total
 
 
-def _window_sum(x: Tensor, side: int) -> Tensor:
-    """Return sums of ``side`` neighbours along axis 1 of ``(P, n, R)``: ``(P, n - side + 1, R)``.
+def _window_sum(x: Tensor, side: int, step: int) -> Tensor:
+    """Return sums of ``side`` values that lie ``step`` apart in ``(P, n)``: ``(P, n - (side - 1) * step)``.
 
     From windows of 1, 2, 4 and more values, each the sum of two of those before: log2(side) sums, not side.
     """
-    count, width, start = x.shape[1] - side + 1, 1, 0
+    count, width, start = x.shape[1] - (side - 1) * step, 1, 0
     parts: list[Tensor] = []
     while True:
         if side & width:
-            parts.append(x.narrow(1, start, count))
+            parts.append(x.narrow(1, start * step, count))
             start += width
         if 2 * width > side:
             break
-        left = x.shape[1] - width
-        x = x.narrow(1, 0, left) + x.narrow(1, width, left)
+        left = x.shape[1] - width * step
+        x = x.narrow(1, 0, left) + x.narrow(1, width * step, left)
         width *= 2
     return reduce(torch.add, parts)
 
