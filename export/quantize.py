@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
+from medad_serve.export.subpixel import interleave
 from medad_serve.runtime import FloatArray, OnnxRuntime, OpenVinoRuntime, Runtime, run_batched
 
 JOINING = ("Add", "AveragePool", "Concat", "MaxPool", "Mul", "Relu", "Resize", "Sigmoid")
@@ -39,16 +40,22 @@ class Style:
     """Whether what lies between layers is quantized: each in turn."""
     float_outputs: tuple[str, ...] = ()
     """Types of layers whose outputs are not quantized, only what the next layer reads."""
+    interleaved: bool = False
+    """Whether transposed convolutions to few channels become convolutions, by :mod:`medad_serve.export.subpixel`."""
 
 
 STYLES = {
     "onnx": Style(("Conv", "Gemm"), zero_points=True, joins=(True, False)),
     # OpenVINO fuses an activation into the layer before it and brings what it gives to 8 bits for the layer after it;
     # told to quantize on both sides, it computes each by itself, and (2026.4) gives other numbers than onnxruntime
-    # does. It does the latter also where a transposed convolution gives float32: an image, for whose mean error 256
-    # values are enough. A zero point becomes a subtraction in float32 of every value.
+    # does. It does the latter also where a transposed convolution gives float32. A zero point becomes a subtraction in
+    # float32 of every value.
     "openvino": Style(
-        ("Conv", "ConvTranspose", "Gemm"), zero_points=False, joins=(False,), float_outputs=("Conv", "Gemm")
+        ("Conv", "ConvTranspose", "Gemm"),
+        zero_points=False,
+        joins=(False,),
+        float_outputs=("Conv", "Gemm"),
+        interleaved=True,
     ),
 }
 
@@ -91,14 +98,22 @@ class Quantizer:
 
     def layers(self, runtime: str) -> tuple[str, ...]:
         """Return the names of the nodes that a runtime computes in int8, in the order of the graph."""
-        return _layers(onnx.load(str(self.graph)).graph, STYLES[runtime])
+        return _layers(self._model(STYLES[runtime]).graph, STYLES[runtime])
+
+    def _model(self, style: Style) -> onnx.ModelProto:
+        """Return the graph in float32 as a runtime wants it."""
+        model = onnx.load(str(self.graph))
+        if style.interleaved:
+            interleave(model.graph)
+        return model
 
     def write(self, target: Path, runtime: str, choice: Choice) -> None:
         """Write the graph for a runtime with the layers chosen in int8, and where chosen what joins two of these."""
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-        model, style = onnx.load(str(self.graph)), STYLES[runtime]
+        style = STYLES[runtime]
+        model = self._model(style)
         kinds = [*style.layers, *JOINING]
         layers = set(_layers(model.graph, style)) - choice.in_float
         after, before = _after_and_before(model.graph, layers)
