@@ -24,6 +24,8 @@ all alike: trust the ratios more than the milliseconds.
   **other codes** the share of VQ codes that are others; **flips** the items decided otherwise at the default cutoff,
   that of the variant's own calibration.
 - onnxruntime, OpenVINO and TorchScript are opened as the server opens them where nothing was tuned.
+- **onnxruntime spinning** keeps its threads awake for as long as a call lasts, as PyTorch's are by themselves: sooner
+  done where no other process wants the cores, half as fast where one does. `medad-serve tune` chooses it where it pays.
 - **AUROC** of a reduced precision is on few held-out phantoms of a model that hardly learned: it tells what the gate
   of an export does, and that one healthy and one diseased item changed places, not how good a model is.
 """

@@ -15,12 +15,13 @@ from medad_serve.bench.engines import Engine, Setup, Subject, engine, engines
 from medad_serve.bench.engines.base import EAGER, RUN_NEEDED
 from medad_serve.bench.engines.bound import BoundSession
 from medad_serve.bench.engines.onnx_cuda import cuda_provider
+from medad_serve.bench.engines.served import ServedSession
 from medad_serve.bench.engines.tensorrt import tensorrt_provider
 from medad_serve.bench.fresh import start_fresh
 from medad_serve.bench.inputs import Inputs, inputs_for
 from medad_serve.errors import MedadError
 from medad_serve.evaluation import export_run
-from medad_serve.runtime import Outputs, lacking
+from medad_serve.runtime import OnnxRuntime, Outputs, lacking
 from medad_serve.spec import Manifest
 from medad_serve.training.run import open_run
 
@@ -103,6 +104,22 @@ def test_what_is_here_runs(subject: Subject) -> None:
     for name in (EAGER, "onnxruntime", "TorchScript", "TorchScript optimized"):
         assert _runnable(engine(name), subject), name
     assert [setup.precision for setup in _runnable(engine("onnxruntime"), subject)] == ["float32", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "value"),
+    [
+        ("onnxruntime", "session.intra_op.allow_spinning", "0"),
+        ("onnxruntime spinning", "session.force_spinning_stop", "1"),
+    ],
+)
+def test_threads_that_spin_are_measured_beside_those_that_sleep(
+    subject: Subject, name: str, entry: str, value: str
+) -> None:
+    opened = engine(name).open(subject, Setup(threads=2))
+    assert isinstance(opened, ServedSession)
+    assert isinstance(opened.runtime, OnnxRuntime)
+    assert opened.runtime.session.get_session_options().get_session_config_entry(entry) == value
 
 
 def test_an_artifact_that_stands_alone_says_that_weights_need_the_run(subject: Subject) -> None:

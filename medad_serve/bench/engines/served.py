@@ -11,18 +11,20 @@ from medad_serve.artifact import GRAPHS, graph_of
 from medad_serve.bench.engines.base import Engine, Session, Setup, Subject, register
 from medad_serve.bench.engines.weights import missing_for_torch
 from medad_serve.runtime import FloatArray, Outputs, lacking, open_runtime
+from medad_serve.spec import Session as Options
 
 
 class ServedSession(Session):
     """A runtime of :mod:`medad_serve.runtime`, which copies from the host and back."""
 
-    def __init__(self, subject: Subject, setup: Setup, runtime: str) -> None:
+    def __init__(self, subject: Subject, setup: Setup, runtime: str, options: Options) -> None:
         self.runtime = open_runtime(
             subject.artifact,
             f"{runtime}/{setup.precision}",
             subject.names,
             threads=setup.threads,
             device=setup.device,
+            session=options,
         )
 
     def run(self, batch: FloatArray, names: Sequence[str]) -> Outputs:
@@ -38,6 +40,8 @@ class Served(Engine, ABC):
     """A runtime at every precision that the artifact was exported in."""
 
     served = True
+    options: ClassVar[Options] = Options()
+    """How the runtime is opened."""
 
     def precisions(self, device: str) -> tuple[str, ...]:
         """Return every precision that this runtime has graphs of."""
@@ -49,7 +53,7 @@ class Served(Engine, ABC):
 
     def open(self, subject: Subject, setup: Setup) -> Session:
         """Load the graph."""
-        return ServedSession(subject, setup, self.key)
+        return ServedSession(subject, setup, self.key, self.options)
 
     def files(self, subject: Subject, setup: Setup) -> tuple[Path, ...]:
         """Return the graph."""
