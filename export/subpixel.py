@@ -31,8 +31,9 @@ def interleave(graph: onnx.GraphProto) -> None:
     """
     constants = {each.name: each for each in graph.initializer}
     shapes = {each.name: _shape(each) for each in (*graph.value_info, *graph.input)}
+    left: set[str] = set()
     for node in [node for node in graph.node if node.op_type == "ConvTranspose"]:
-        found, shape = [constants.get(name) for name in node.input[1:]], shapes.get(node.input[0])
+        found, shape = [constants.get(name) for name in node.input[1:] if name], shapes.get(node.input[0])
         known = [numpy_helper.to_array(each) for each in found if each is not None]
         if len(known) < len(found) or shape is None or not _fits(node, known[0].shape):
             continue
@@ -43,9 +44,10 @@ def interleave(graph: onnx.GraphProto) -> None:
         nodes[place : place + 1] = chain.nodes
         del graph.node[:]
         graph.node.extend(nodes)
-    used = {name for node in graph.node for name in node.input}
-    for left in [each for each in graph.initializer if each.name not in used]:
-        graph.initializer.remove(left)
+        left.update(node.input[1:])
+    left -= {each.name for each in graph.output}.union(*(node.input for node in graph.node))
+    for unread in [each for each in graph.initializer if each.name in left]:
+        graph.initializer.remove(unread)
 
 
 def _shape(tensor: onnx.ValueInfoProto) -> tuple[int, ...] | None:
@@ -65,6 +67,7 @@ def _fits(node: onnx.NodeProto, dims: tuple[int, ...]) -> bool:
         "dilations": [1] * axes,
         "output_padding": [0] * axes,
         "group": 1,
+        "auto_pad": b"NOTSET",
     }
     return (
         axes in (2, 3)
@@ -79,17 +82,18 @@ def _fits(node: onnx.NodeProto, dims: tuple[int, ...]) -> bool:
 class _Chain:
     """Nodes in a row, each of which reads what the one before it gives."""
 
-    def __init__(self, graph: onnx.GraphProto, name: str, source: str) -> None:
-        self.graph, self.name, self.last = graph, name, source
+    def __init__(self, graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+        self.graph, self.node, self.last = graph, node, node.input[0]
         self.nodes: list[onnx.NodeProto] = []
 
     def add(self, kind: str, *constants: NDArray[Any], **attributes: Any) -> None:
         """Append a node with these constants as its further inputs."""
-        name = f"{self.name}/{kind}_{len(self.nodes)}" if self.nodes else self.name
-        inputs = [self.last, *(f"{name}/constant_{i}" for i in range(len(constants)))]
+        made = f"{self.node.output[0]}/{kind}_{len(self.nodes)}"
+        inputs = [self.last, *(f"{made}/constant_{i}" for i in range(len(constants)))]
         self.graph.initializer.extend(map(numpy_helper.from_array, constants, inputs[1:]))
-        self.last = f"{name}/output"
-        self.nodes.append(helper.make_node(kind, inputs, [self.last], name, **attributes))
+        self.last = made
+        name = made if self.nodes else self.node.name
+        self.nodes.append(helper.make_node(kind, inputs, [made], name, **attributes))
 
 
 def _chain(
@@ -98,7 +102,7 @@ def _chain(
     """Return nodes that compute what ``node`` does of ``(N, I, *shape)``, by its weight ``(I, O, 4, ...)`` and bias."""
     weight, *bias = constants
     axes, channels = len(shape), weight.shape[1]
-    chain = _Chain(graph, node.name, node.input[0])
+    chain = _Chain(graph, node)
     repeated = (each.repeat(2**axes) for each in bias)
     chain.add("Conv", parity_weights(weight), *repeated, kernel_shape=[3] * axes, pads=[1] * 2 * axes)
     if axes == 2:

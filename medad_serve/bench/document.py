@@ -25,7 +25,7 @@ all alike: trust the ratios more than the milliseconds.
   that of the variant's own calibration.
 - onnxruntime, OpenVINO and TorchScript are opened as the server opens them where nothing was tuned.
 - **onnxruntime spinning** keeps its threads awake for as long as a call lasts, as PyTorch's are by themselves: sooner
-  done where no other process wants the cores, half as fast where one does. `medad-serve tune` chooses it where it pays.
+  done where no other process wants the cores, and up to twice as long where one does. `medad-serve tune` tries it.
 - **AUROC** of a reduced precision is on few held-out phantoms of a model that hardly learned: it tells what the gate
   of an export does, and that one healthy and one diseased item changed places, not how good a model is.
 """

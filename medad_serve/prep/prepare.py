@@ -69,7 +69,7 @@ def _frame(pixels: Pixels, index: int, spec: PrepSpec, out: FloatArray) -> Plane
         shown = np.asarray(cv2.GaussianBlur(shown, (0, 0), spec.smooth_sigma), np.float32)
     if spec.normalize is not None:
         shown = normalized(shown, spec.normalize)
-    # area weights that do not sum to 1 exactly leave the scale 0..1 by a rounding
+    # weights of an area that do not sum to 1 exactly leave the scale by a rounding
     np.clip(resize(shown, height, width), np.float32(0), np.float32(1), out=out)
     return Plane((rows, columns), box)
 

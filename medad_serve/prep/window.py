@@ -17,24 +17,32 @@ Shown = Window | Literal["file"] | None
 """How values become grey: see PrepSpec.window."""
 
 
+FAR = 16
+"""A window so many times its width away from zero is far: a mean of its values, rounded, would tell on the scale."""
+_HUGE = 1e30
+"""From here on sums of float32 may overflow."""
+
+
 @dataclass(frozen=True)
 class Grey:
     """Values cut to what a reader can tell apart, and the two that are seen as black (0) and white (1).
 
-    An image that is to shrink is cut, resized, then scaled: the mean of an area is the same, two passes over
-    the whole of it are saved.
+    An image that is to shrink is cut, resized, then scaled: but for rounding the mean of an area is the same, and two
+    passes over the whole of it are saved. In a window that is far from zero the values are scaled already.
     """
 
     values: FloatArray
-    """Of any shape, the caller's to change."""
+    """Of any shape, a copy."""
     black: float
     white: float
 
     def scaled(self, values: FloatArray) -> FloatArray:
         """Map values made of these onto [0, 1], in place; NaN stays NaN."""
-        scale = np.float32(1 / (self.white - self.black))
-        values *= scale
-        values -= np.float32(self.black) * scale  # so rounded, black is 0 exactly
+        if (self.black, self.white) != (0, 1):
+            scale = np.float32(1 / (self.white - self.black))
+            values *= scale
+            values -= np.float32(self.black) * scale  # so rounded, black is 0 exactly
+        # weights of an area that do not sum to 1 exactly leave the scale by a rounding
         return np.clip(values, np.float32(0), np.float32(1), out=values)
 
 
@@ -60,6 +68,12 @@ def _windowed(values: FloatArray, window: Window) -> Grey:
 
 
 def _cut(values: FloatArray, low: float, high: float) -> Grey:
+    largest = max(abs(low), abs(high))
+    if largest > _HUGE or largest > FAR * (high - low):
+        out = values * np.float32(0.5)  # of halves no difference overflows
+        out -= np.float32(low / 2)
+        out *= np.float32(2 / (high - low))
+        return Grey(np.clip(out, np.float32(0), np.float32(1), out=out), 0, 1)
     return Grey(np.clip(values, np.float32(low), np.float32(high)), low, high)
 
 

@@ -124,6 +124,27 @@ def test_onnxruntime_has_no_transposed_convolution_in_int8(tmp_path: Path) -> No
     assert [len(quantizer.layers(runtime)) for runtime in ("onnx", "openvino")] == [1, 2]
 
 
+def test_openvino_doubles_an_image_by_a_convolution_in_int8_and_the_others_as_before(tmp_path: Path) -> None:
+    model = Tiny().eval()
+    model.second = nn.ConvTranspose2d(4, 1, 4, stride=2, padding=1)  # type: ignore[assignment]
+    graphs = Graphs(model, SHAPE, _samples(), tmp_path)
+    kinds = {
+        name: [node.op_type for node in onnx.load(graphs.file(name)).graph.node]
+        for name in ("onnx", "onnx/int8", "openvino/int8")
+    }
+    assert all("ConvTranspose" in kinds[name] for name in ("onnx", "onnx/int8"))
+    assert "ConvTranspose" not in kinds["openvino/int8"]
+    assert "DepthToSpace" in kinds["openvino/int8"]
+    nodes = onnx.load(graphs.file("openvino/int8")).graph.node
+    feeds = {name: node.op_type for node in nodes for name in node.output}
+    layers = [node for node in nodes if node.op_type == "Conv"]
+    assert [[feeds[name] for name in node.input[:2]] for node in layers] == [["DequantizeLinear"] * 2] * 2
+    exact = graphs.open("onnx").run(_samples(), ["score", "heatmap"])
+    found = OnnxRuntime(graphs.file("openvino/int8")).run(_samples(), ["score", "heatmap"])
+    assert np.abs(found["heatmap"] - exact["heatmap"]).max() < 0.02 * np.abs(exact["heatmap"]).max()
+    assert np.allclose(found["score"], exact["score"], rtol=0.02)
+
+
 def test_float16_halves_the_weights_and_keeps_inputs_outputs_and_sums_in_float32(graphs: Graphs) -> None:
     path = graphs.file("onnx/float16")
     made = onnx.load(path).graph

@@ -89,13 +89,35 @@ def test_other_layers_stay_as_they_are(tmp_path: Path, layer: Any) -> None:
     assert model.SerializeToString() == before
 
 
-@pytest.mark.parametrize("side", ["rows", None])
-def test_an_image_of_unknown_size_stays_as_it_is(side: str | None) -> None:
-    weight = np.ones((2, 1, 4, 4), np.float32)
-    node = helper.make_node("ConvTranspose", ["image", "weight"], ["out"], "up", strides=[2, 2], pads=[1, 1, 1, 1])
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("image", "out")]
-    if side:
-        ends[0] = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 2, side, 8])
-    graph = helper.make_graph([node], "g", ends[:1], ends[1:], [numpy_helper.from_array(weight, "weight")])
-    interleave(graph)
-    assert [each.op_type for each in graph.node] == ["ConvTranspose"]
+def _by_hand(nodes: list[onnx.NodeProto], outputs: dict[str, list[Any] | None], sides: list[Any]) -> onnx.ModelProto:
+    """Make a graph of ``image (N, 2, *sides)``, or of what has no known shape, and of the constant ``weight``."""
+    weight = np.random.default_rng(0).normal(size=(2, 1, 4, 4)).astype(np.float32)
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 2, *sides] if sides else None)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
+    graph = helper.make_graph(nodes, "made", [image], ends, [numpy_helper.from_array(weight, "weight")])
+    return helper.make_model(graph)
+
+
+def _doubling(source: str, output: str, name: str = "") -> onnx.NodeProto:
+    return helper.make_node("ConvTranspose", [source, "weight"], [output], name, strides=[2, 2], pads=[1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("sides", [["rows", 8], []])
+def test_an_image_of_unknown_size_stays_as_it_is(sides: list[Any]) -> None:
+    model = _by_hand([_doubling("image", "out")], {"out": None}, sides)
+    interleave(model.graph)
+    assert _kinds(model) == ["ConvTranspose"]
+
+
+def test_nodes_without_names_that_share_a_weight_which_is_an_output_too() -> None:
+    nodes = [_doubling("image", "one"), helper.make_node("Neg", ["image"], ["negative"]), _doubling("negative", "two")]
+    shape = ["batch", 1, 6, 10]
+    model = _by_hand(nodes, {"one": shape, "two": shape, "weight": [2, 1, 4, 4]}, [3, 5])
+    model = onnx.shape_inference.infer_shapes(model)
+    x = np.random.default_rng(1).normal(size=(2, 2, 3, 5)).astype(np.float32)
+    expected = ReferenceEvaluator(model).run(None, {"image": x})
+    interleave(model.graph)
+    onnx.checker.check_model(model, full_check=True)
+    assert _kinds(model) == ["Conv", "DepthToSpace", "Neg", "Conv", "DepthToSpace"]
+    for found, wanted in zip(ReferenceEvaluator(model).run(None, {"image": x}), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)

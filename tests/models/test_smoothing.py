@@ -9,27 +9,31 @@ from torch.nn import functional as F
 from medad_serve.models.smoothing import box_max, box_mean, channel_mean, repeated, squared_error
 
 SHAPES = [(2, 1, 17, 13), (2, 3, 9, 7, 11)]
+SIDES = [3, 5, 7, 9, 21]
+"""The last is longer than any axis."""
 
 
 def _values(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).normal(size=shape)).float()
 
 
+@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_padded_mean_is_that_of_scipy(shape: tuple[int, ...]) -> None:
+def test_the_padded_mean_is_that_of_scipy(shape: tuple[int, ...], side: int) -> None:
     x = _values(shape)
-    expected = ndimage.uniform_filter(x.double().numpy(), (1, 1, *[5] * (len(shape) - 2)), mode="constant")
-    assert np.allclose(box_mean(x, 5).numpy(), expected, atol=1e-6)
+    expected = ndimage.uniform_filter(x.double().numpy(), (1, 1, *[side] * (len(shape) - 2)), mode="constant")
+    assert np.allclose(box_mean(x, side).numpy(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_unpadded_mean_is_over_what_lies_within(shape: tuple[int, ...]) -> None:
+def test_the_unpadded_mean_is_over_what_lies_within(shape: tuple[int, ...], side: int) -> None:
     x = _values(shape)
     sums, counts = (
-        ndimage.uniform_filter(v, (1, 1, *[5] * (len(shape) - 2)), mode="constant")
+        ndimage.uniform_filter(v, (1, 1, *[side] * (len(shape) - 2)), mode="constant")
         for v in (x.double().numpy(), np.ones(shape))
     )
-    assert np.allclose(box_mean(x, 5, padded=False).numpy(), sums / counts, atol=1e-6)
+    assert np.allclose(box_mean(x, side, padded=False).numpy(), sums / counts, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

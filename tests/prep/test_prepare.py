@@ -104,14 +104,67 @@ def test_strips_equal_one_resize(
     assert np.array_equal(made, prepare(pixels, PrepSpec(window=BRAIN, size=target)).tensor[0, 0])
 
 
-@pytest.mark.parametrize("size", [(64, 64), (8, 16, 16)])
+WINDOWS = [
+    BRAIN,
+    Window(center=600, width=2800),
+    Window(center=3000, width=7),
+    Window(center=30000, width=1001),
+    Window(center=40, width=80, function="LINEAR_EXACT"),
+    Window(center=40, width=80, function="SIGMOID"),
+    Window(center=40, width=1),
+]
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("target", [(64, 50), (32, 37), (31, 20), (16, 64, 50)])
 @pytest.mark.parametrize("inverted", [False, True])
-def test_padding_is_exactly_black_in_a_window_far_from_zero(size: tuple[int, ...], inverted: bool) -> None:
-    values = np.random.default_rng(1).uniform(2990, 3010, (16, 128, 128))
+def test_it_is_pydicoms_window_averaged_over_areas(window: Window, target: tuple[int, ...], inverted: bool) -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(window.center, window.width, (32, 128, 100)).astype(np.float32)
+    padding = rng.random(values.shape) < 0.1
+    shown = np.clip(_pydicom_window(values, window), 0, 1)
+    shown = np.where(padding, 0, 1 - shown if inverted else shown)
+    if len(target) == 2:  # OpenCV once more, in float64
+        expected = np.stack([cv2.resize(frame, target[::-1], interpolation=cv2.INTER_AREA) for frame in shown])
+    else:
+        expected = shown.reshape(16, 2, 64, 2, 50, 2).mean(axis=(1, 3, 5))
+    pixels = _pixels(values, inverted=inverted, padding=padding)
+    made = prepare(pixels, PrepSpec(window=window, size=target)).tensor
+    assert made.reshape(expected.shape) == pytest.approx(expected, abs=2e-5)
+    assert 0 <= made.min() <= made.max() <= 1
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_padding_alone_is_black(window: Window, inverted: bool) -> None:
+    values = np.random.default_rng(1).uniform(2990, 3010, (8, 500, 500))
     pixels = _pixels(values, inverted=inverted, padding=np.ones(values.shape, bool))
-    spec = PrepSpec(window=Window(center=3000, width=7), size=size)
-    assert not display(pixels, spec.window).any()
-    assert not prepare(pixels, spec).tensor.any()
+    assert not display(pixels, window).any()
+    for size in ((64, 64), (125, 100), (4, 32, 32)):
+        assert prepare(pixels, PrepSpec(window=window, size=size)).tensor.max() <= 2e-6
+
+
+@pytest.mark.parametrize("ends", [(-3.4e38, 100), (-1e38, 3e38), (-3.3e38, 3.3e38)])
+def test_values_near_the_largest_do_not_overflow(ends: tuple[float, float]) -> None:
+    values = np.random.default_rng(1).choice(ends, (128, 128)).astype(np.float32)
+    facts = Facts(stored_range=ends)
+    made = prepare(_pixels(values, facts=facts), PrepSpec(window=None, size=(32, 32))).tensor[0, 0]
+    expected = (values == np.float32(ends[1])).reshape(32, 4, 32, 4).mean(axis=(1, 3))
+    assert made == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        Window(center=3000.5, width=1.0001),
+        Window(center=3000, width=1e-4, function="LINEAR_EXACT"),
+        Window(center=3000, width=3e-4, function="LINEAR_EXACT"),
+    ],
+    ids=str,
+)
+def test_a_window_narrower_than_float32_can_tell_is_a_step(window: Window) -> None:
+    values = np.array([2998, 2999, 3001, 3002], np.float32)
+    assert apply_window(values, window).tolist() == [0, 0, 1, 1]
 
 
 def test_every_frame_is_prepared_on_its_own() -> None:
