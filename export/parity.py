@@ -22,17 +22,19 @@ LARGEST_TOLERANCE = 1e-3
 """Beyond which no rounding excuses an export."""
 
 
-def relative_difference(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
-    """Return the largest difference relative to the largest magnitude of the same item.
+def relative_difference(
+    found: NDArray[np.floating], expected: NDArray[np.floating], least: float = 0.0
+) -> float:
+    """Return the largest difference relative to the largest magnitude of the same item, ``least`` at least.
 
     Per item and not per element: a squared error of nearly zero has no meaningful relative error of its own. Nor
-    has an item that is nearly zero as a whole: a single value, such as a z-score, is held against the median item
-    at least, the map of a normal scan against a tenth of it.
+    has an item that is nearly zero as a whole: a single value is held against the median item at least, the map of
+    a normal scan against a tenth of it.
     """
     items = len(expected)
     difference = np.abs(found.astype(np.float64) - expected).reshape(items, -1).max(axis=1)
     magnitude = np.abs(expected.astype(np.float64)).reshape(items, -1).max(axis=1)
-    magnitude = np.maximum(magnitude, np.median(magnitude) * (1.0 if expected.ndim == 1 else 0.1))
+    magnitude = np.maximum(magnitude, max(least, np.median(magnitude) * (1.0 if expected.ndim == 1 else 0.1)))
     return float(np.max(difference / np.maximum(magnitude, np.finfo(np.float32).tiny)))
 
 
@@ -56,6 +58,8 @@ def check_parity(
     gaps = trained.ties(inputs) if codes else {}
     absolute, relative, flips, ties = 0.0, 0.0, 0, 0
     allowed = dict.fromkeys(outputs, tolerance)
+    # what float32 rounds a raw score by is no share of how far the score lies from the mean
+    least = {name: 1.0 if name in trained.model.deviations else 0.0 for name in outputs}
     sizes = _batches(inputs.shape[1:])
     for batch in sizes:
         found = run_batched(runtime, inputs, outputs, batch)
@@ -69,16 +73,19 @@ def check_parity(
         for output in set(outputs) - set(codes) if same.any() else ():
             there, here = found[output][same], expected[output][same]
             absolute = max(absolute, float(np.abs(there.astype(np.float64) - here).max()))
-            difference = relative_difference(there, here)
+            difference = relative_difference(there, here, least[output])
             relative = max(relative, difference)
             if not difference <= allowed[output]:
-                allowed[output] = max(tolerance, _rounding(trained, inputs, output, expected[output]))
+                allowed[output] = max(tolerance, _rounding(trained, inputs, output, expected[output], least[output]))
             if not difference <= allowed[output]:
                 raise _refusal(
                     f"{name} output {output} at batch {batch} differs by {difference:.2e} relative, "
                     f"more than {allowed[output]:.0e}"
                 )
-        flips += sum(_flips(found["score"], expected["score"], cutoff, allowed["score"]) for cutoff in cutoffs)
+        flips += sum(
+            _flips(found["score"], expected["score"], cutoff, allowed["score"] * max(abs(cutoff), least["score"]))
+            for cutoff in cutoffs
+        )
     if flips:
         raise _refusal(f"{flips} decisions of {name} flip")
     return Parity(
@@ -94,7 +101,9 @@ def check_parity(
     )
 
 
-def _rounding(trained: EagerRuntime, inputs: FloatArray, output: str, expected: NDArray[np.floating]) -> float:
+def _rounding(
+    trained: EagerRuntime, inputs: FloatArray, output: str, expected: NDArray[np.floating], least: float
+) -> float:
     """Return the tolerance that the trained model's own rounding leaves: of its float32 against float64."""
     exact = EagerRuntime(copy.deepcopy(trained.model).double())
     size = fitting_batch(inputs.shape[1:])
@@ -102,7 +111,7 @@ def _rounding(trained: EagerRuntime, inputs: FloatArray, output: str, expected: 
         exact.run(inputs[start : start + size].astype(np.float64), [output])[output]
         for start in range(0, len(inputs), size)
     ]
-    return min(ROUNDING_MARGIN * relative_difference(expected, np.concatenate(parts)), LARGEST_TOLERANCE)
+    return min(ROUNDING_MARGIN * relative_difference(expected, np.concatenate(parts), least), LARGEST_TOLERANCE)
 
 
 def _batches(shape: Sequence[int]) -> tuple[int, ...]:
@@ -114,8 +123,8 @@ def _refusal(fault: str) -> MedadError:
     return MedadError(f"parity: {fault}", "Nothing was written; report the model and the torch version")
 
 
-def _flips(found: NDArray[np.floating], expected: NDArray[np.floating], cutoff: float, tolerance: float) -> int:
-    """Count decisions that differ outside the tolerance band around the cutoff."""
+def _flips(found: NDArray[np.floating], expected: NDArray[np.floating], cutoff: float, band: float) -> int:
+    """Count decisions that differ though the score lies further than ``band`` from the cutoff."""
     differs = (found.astype(np.float64) >= cutoff) != (expected.astype(np.float64) >= cutoff)
-    outside = np.abs(expected.astype(np.float64) - cutoff) > tolerance * abs(cutoff)
+    outside = np.abs(expected.astype(np.float64) - cutoff) > band
     return int((differs & outside).sum())

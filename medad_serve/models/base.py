@@ -55,6 +55,9 @@ class AnomalyModel(nn.Module, ABC):
     supervised: ClassVar[bool] = False
     """Whether training learns from abnormal patients too; otherwise ``loss`` is given normals alone."""
 
+    deviations: ClassVar[tuple[str, ...]] = ()
+    """Outputs that count standard deviations from the mean of normals: near 0 they have no relative error, 1 is one."""
+
     logit: ClassVar[bool] = False
     """Whether ``score`` is a logit: evaluation then tells its calibration too, through a sigmoid."""
 

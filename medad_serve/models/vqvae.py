@@ -123,6 +123,7 @@ class Vqvae(AnomalyModel):
         "score_alignment",
         "score_nll",
     )
+    deviations = ("score", "heatmap")
 
     def __init__(self, shape: Shape, settings: VqvaeSettings) -> None:
         super().__init__()

@@ -128,6 +128,7 @@ class Vqvae3d(AnomalyModel):
         "codes",
         *(f"score_{name}" for name in SCORES),
     )
+    deviations = ("score", "heatmap")
 
     def __init__(self, shape: Shape, settings: Vqvae3dSettings) -> None:
         super().__init__()

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from medad_serve.models.smoothing import in_a_row
 
-LEAST_DEVIATION = 5e-3
+LEAST_DEVIATION = 1e-2
 """Of a kind of value, as a share of its mean. Below, what float32 rounds by (1e-6 of a sum, each runtime another way)
-would count as 2e-4 deviations and more: values that hardly differ between normals tell rounding, not anomalies."""
+would count as 1e-4 deviations and more, beyond what an export may differ by."""
 
 
 class ZScore(nn.Module):

@@ -128,6 +128,7 @@ def test_outputs_have_their_names_and_shapes(chosen: Family) -> None:
         found = model(x)
     assert tuple(found) == model.outputs
     assert model.outputs[0] == "score"
+    assert set(model.deviations) <= set(model.outputs)
     assert found["score"].shape == (4,)
     assert found["heatmap"].shape == (4, 1, *x.shape[2:])
     assert all(torch.isfinite(v).all() for v in found.values())

@@ -131,3 +131,35 @@ def test_rounding_excuses_no_more_than_itself(inputs: np.ndarray) -> None:
         check_parity("onnx", Exact(off=5e-3), trained, inputs, ("score", "heatmap"), [1.0])
     with pytest.raises(MedadError, match="heatmap"):  # nor any rounding a thousandth
         check_parity("onnx", Exact(), EagerRuntime(IllConditioned(2.0**17)), inputs, ("score", "heatmap"), [1.0])
+
+
+class Deviations(AnomalyModel):
+    """Scores a pixel's deviation from 0, and counts as a z-score where ``counted``."""
+
+    outputs = ("score",)
+
+    def __init__(self, *, counted: bool, off: float = 0.0) -> None:
+        super().__init__()
+        self.off = torch.nn.Parameter(torch.tensor(off))
+        self.deviations = ("score",) if counted else ()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"score": x.mean(dim=(1, 2, 3)) + self.off}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": self(batch.x)["score"].mean()}
+
+
+def _off_by(off: float, *, counted: bool, cutoff: float) -> None:
+    inputs = np.full((3, 1, 2, 2), 0.01, np.float32)
+    trained = EagerRuntime(Deviations(counted=counted))
+    check_parity("onnx", EagerRuntime(Deviations(counted=True, off=off)), trained, inputs, ("score",), [cutoff])
+
+
+def test_scores_counted_in_deviations_may_differ_by_a_share_of_one() -> None:
+    _off_by(5e-5, counted=True, cutoff=0.5)
+    with pytest.raises(MedadError, match="more than 1e-04"):  # of 0.01 it is half a per cent
+        _off_by(5e-5, counted=False, cutoff=0.5)
+    with pytest.raises(MedadError, match="more than 1e-04"):
+        _off_by(2e-4, counted=True, cutoff=0.5)
+    _off_by(5e-5, counted=True, cutoff=0.01 + 2e-5)  # decided otherwise, by less than an export may differ
