@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import cv2
@@ -19,6 +20,8 @@ Shown = Window | Literal["file"] | None
 
 FAR = 16
 """A window so many times its width away from zero is far: a mean of its values, rounded, would tell on the scale."""
+ROWS = 128
+"""That are filled at a time, from an image that is kept."""
 _HUGE = 1e30
 """From here on sums of float32 may overflow."""
 
@@ -98,10 +101,24 @@ def cut(pixels: Pixels, window: Shown) -> Grey:
     if pixels.inverted:
         found = Grey(found.values, black=found.white, white=found.black)
     if pixels.padding is not None:
-        black = np.full(found.values.shape[1:], found.black, np.float32)
         for frame, mask in zip(found.values, pixels.padding, strict=True):
-            cv2.copyTo(black, mask.view(np.uint8), frame)  # half the time of an assignment by the mask
+            _fill(frame, mask, found.black)
     return found
+
+
+def _fill(frame: FloatArray, mask: NDArray[np.bool_], value: float) -> None:
+    """Set ``frame (H, W)`` to a value where ``mask`` is: by OpenCV in half the time of an assignment by the mask."""
+    rows, columns = frame.shape
+    plain = _plain(min(rows, ROWS), columns, value)
+    for start in range(0, rows, ROWS):
+        part = frame[start : start + ROWS]
+        cv2.copyTo(plain[: len(part)], mask[start : start + ROWS].view(np.uint8), part)
+
+
+@lru_cache(maxsize=4)
+def _plain(rows: int, columns: int, value: float) -> FloatArray:
+    """Return an image of one value, kept: strips and slices are filled from the same."""
+    return np.full((rows, columns), value, np.float32)
 
 
 def display(pixels: Pixels, window: Shown) -> FloatArray:
