@@ -22,9 +22,7 @@ LARGEST_TOLERANCE = 1e-3
 """Beyond which no rounding excuses an export."""
 
 
-def relative_difference(
-    found: NDArray[np.floating], expected: NDArray[np.floating], least: float = 0.0
-) -> float:
+def relative_difference(found: NDArray[np.floating], expected: NDArray[np.floating], least: float = 0.0) -> float:
     """Return the largest difference relative to the largest magnitude of the same item, ``least`` at least.
 
     Per item and not per element: a squared error of nearly zero has no meaningful relative error of its own. Nor
