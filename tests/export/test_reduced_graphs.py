@@ -124,6 +124,25 @@ def test_onnxruntime_has_no_transposed_convolution_in_int8(tmp_path: Path) -> No
     assert [len(quantizer.layers(runtime)) for runtime in ("onnx", "openvino")] == [1, 2]
 
 
+def test_onnxruntime_leaves_convolutions_of_volumes_with_few_channels_in_float(tmp_path: Path) -> None:
+    model = Tiny().eval()
+    model.first = nn.Conv3d(1, 4, 3, padding=1)  # type: ignore[assignment]
+    model.second = nn.Conv3d(4, 1, 3, padding=1)  # type: ignore[assignment]
+    model.forward = lambda x: {  # type: ignore[method-assign]
+        "score": (found := model.second(model.first(x).relu())).square().mean(dim=(1, 2, 3, 4)),
+        "heatmap": found,
+    }
+    samples = np.random.default_rng(0).random((4, 1, 8, 8, 8), np.float32)
+    graphs = Graphs(model, samples.shape[1:], samples, tmp_path)
+    both = graphs.quantizer.layers("openvino")
+    assert len(both) == 2
+    assert graphs.quantizer.layers("onnx") == both[1:]
+    nodes = onnx.load(graphs.file("onnx/int8")).graph.node
+    feeds = {name: node.op_type for node in nodes for name in node.output}
+    read = {node.name: feeds.get(node.input[1]) for node in nodes if node.op_type == "Conv"}
+    assert read == {both[0]: None, both[1]: "DequantizeLinear"}
+
+
 def test_openvino_doubles_an_image_by_a_convolution_in_int8_and_the_others_as_before(tmp_path: Path) -> None:
     model = Tiny().eval()
     model.second = nn.ConvTranspose2d(4, 1, 4, stride=2, padding=1)  # type: ignore[assignment]
