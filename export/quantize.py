@@ -24,6 +24,7 @@ of a score in 8 bits, 256 values would be left."""
 GROUPS = 24
 """Of neighbouring layers, whose sensitivity is measured together."""
 FEW = 4
+"""Input channels of a volume that an int8 kernel is fast from."""
 SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Of the layers, the most sensitive first, that are left in float32 in turn until a graph is accepted."""
 
