@@ -23,8 +23,6 @@ JOINING = ("Add", "AveragePool", "Concat", "MaxPool", "Mul", "Relu", "Resize", "
 of a score in 8 bits, 256 values would be left."""
 GROUPS = 24
 """Of neighbouring layers, whose sensitivity is measured together."""
-FEW = 4
-"""Input channels of a volume that an int8 kernel is fast from."""
 SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Of the layers, the most sensitive first, that are left in float32 in turn until a graph is accepted."""
 
@@ -42,8 +40,8 @@ class Style:
     """Whether what lies between layers is quantized: each in turn."""
     float_outputs: tuple[str, ...] = ()
     """Types of layers whose outputs are not quantized, only what the next layer reads."""
-    thin_volumes: bool = True
-    """Whether convolutions of volumes with fewer than ``FEW`` channels are among the layers."""
+    volume_channels: int = 1
+    """Input channels from which on a convolution of volumes is among the layers."""
     interleaved: bool = False
     """Whether transposed convolutions to few channels become convolutions, by :mod:`medad_serve.export.subpixel`."""
 
@@ -51,7 +49,7 @@ class Style:
 STYLES = {
     # onnxruntime (1.31) gathers what an int8 convolution of a volume reads a few bytes at a time: of two channels at
     # 128^3 that takes 780 ms, in float32 60.
-    "onnx": Style(("Conv", "Gemm"), zero_points=True, joins=(True, False), thin_volumes=False),
+    "onnx": Style(("Conv", "Gemm"), zero_points=True, joins=(True, False), volume_channels=4),
     # OpenVINO fuses an activation into the layer before it and brings what it gives to 8 bits for the layer after it;
     # told to quantize on both sides, it computes each by itself, and (2026.4) gives other numbers than onnxruntime
     # does. It does the latter also where a transposed convolution gives float32. A zero point becomes a subtraction in
@@ -195,7 +193,7 @@ def _open(runtime: str, graph: Path) -> Runtime:
 def _layers(graph: onnx.GraphProto, style: Style) -> tuple[str, ...]:
     shapes = {each.name: each.dims for each in graph.initializer}
     found = ((node, shapes.get(node.input[1], ())) for node in graph.node if node.op_type in style.layers)
-    return tuple(node.name for node, shape in found if style.thin_volumes or len(shape) < 5 or shape[1] >= FEW)
+    return tuple(node.name for node, shape in found if len(shape) < 5 or shape[1] >= style.volume_channels)
 
 
 def _after_and_before(graph: onnx.GraphProto, layers: Collection[str]) -> tuple[set[str], set[str]]:

@@ -86,7 +86,7 @@ def _volume(pixels: Pixels, spec: PrepSpec) -> Prepared:
     if spec.normalize is None:
         volume = grey.scaled(resize_volume(grey.values, spec.size))
     else:
-        volume = resize_volume(normalized(grey.scaled(grey.values), spec.normalize), spec.size)
+        volume = resize_volume(normalized(grey.shown(), spec.normalize), spec.size)
     return Prepared(volume[None, None], (Volume((depth, height, width)),))
 
 

@@ -48,14 +48,17 @@ class Grey:
         # weights of an area that do not sum to 1 exactly leave the scale by a rounding
         return np.clip(values, np.float32(0), np.float32(1), out=values)
 
+    def shown(self) -> FloatArray:
+        """Return the values themselves on [0, 1], in place."""
+        return self.scaled(self.values)
+
 
 def apply_window(values: FloatArray, window: Window) -> FloatArray:
     """Map rescaled values (HU for CT) to [0, 1] by the VOI LUT function of PS3.3 C.11.2.1.2.
 
     ``values`` has any shape; a new float32 array of that shape is returned. NaN stays NaN.
     """
-    found = _windowed(values, window)
-    return found.scaled(found.values)
+    return _windowed(values, window).shown()
 
 
 def _windowed(values: FloatArray, window: Window) -> Grey:
@@ -123,8 +126,7 @@ def _plain(rows: int, columns: int, value: float) -> FloatArray:
 
 def display(pixels: Pixels, window: Shown) -> FloatArray:
     """Return ``(frames, H, W)`` in [0, 1] as a reader sees it: see :func:`cut`."""
-    found = cut(pixels, window)
-    return found.scaled(found.values)
+    return cut(pixels, window).shown()
 
 
 def normalized(image: FloatArray, between: Percentiles) -> FloatArray:
@@ -132,5 +134,4 @@ def normalized(image: FloatArray, between: Percentiles) -> FloatArray:
     low, high = np.percentile(image, [between.low, between.high])
     if not high > low:
         return image if np.isnan(low) else np.zeros_like(image)
-    found = _cut(image, float(low), float(high))
-    return found.scaled(found.values)
+    return _cut(image, float(low), float(high)).shown()
