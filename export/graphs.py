@@ -13,6 +13,7 @@ from medad_serve.artifact import graph_of
 from medad_serve.export.half import to_float16
 from medad_serve.export.onnx import export_onnx
 from medad_serve.export.quantize import Choice, Quantizer
+from medad_serve.export.subpixel import write_interleaved
 from medad_serve.export.torchscript import export_torchscript
 from medad_serve.models import AnomalyModel
 from medad_serve.models.base import Shape
@@ -45,9 +46,16 @@ class Graphs:
         return open_runtime(self.folder, variant, self.model.outputs, device=device)
 
     @cached_property
+    def exported(self) -> Path:
+        """The ONNX graph as it was exported, which the ONNX graphs of every runtime are made of."""
+        path = self.folder / "exported.onnx"
+        export_onnx(self.model, self.shape, path)
+        return path
+
+    @cached_property
     def quantizer(self) -> Quantizer:
         """Of the ONNX graph."""
-        return Quantizer.of(self.file("onnx"), self.samples)
+        return Quantizer.of(self.exported, self.samples)
 
     def make_anew(self, file: str) -> None:
         """Have a graph made once more at its next use."""
@@ -60,8 +68,9 @@ class Graphs:
 
 
 _MAKERS: dict[str, Callable[[Graphs, Path], None]] = {
-    "model.onnx": lambda graphs, path: export_onnx(graphs.model, graphs.shape, path),
-    "model.float16.onnx": lambda graphs, path: to_float16(graphs.file("onnx"), path),
+    "model.onnx": lambda graphs, path: write_interleaved(graphs.exported, path, "onnx"),
+    "model.openvino.onnx": lambda graphs, path: write_interleaved(graphs.exported, path, "openvino"),
+    "model.float16.onnx": lambda graphs, path: to_float16(graphs.exported, path),
     "model.int8.onnx": lambda graphs, path: graphs.quantize("onnx", path),
     "model.int8.openvino.onnx": lambda graphs, path: graphs.quantize("openvino", path),
     "model.ts": lambda graphs, path: export_torchscript(graphs.model, graphs.shape, path),

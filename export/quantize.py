@@ -42,8 +42,6 @@ class Style:
     """Types of layers whose outputs are not quantized, only what the next layer reads."""
     volume_channels: int = 1
     """Input channels from which on a convolution of volumes is among the layers."""
-    interleaved: bool = False
-    """Whether transposed convolutions to few channels become convolutions, by :mod:`medad_serve.export.subpixel`."""
 
 
 STYLES = {
@@ -59,7 +57,6 @@ STYLES = {
         zero_points=False,
         joins=(False,),
         float_outputs=("Conv", "Gemm"),
-        interleaved=True,
     ),
 }
 
@@ -102,26 +99,29 @@ class Quantizer:
 
     def layers(self, runtime: str) -> tuple[str, ...]:
         """Return the names of the nodes that a runtime computes in int8, in the order of the graph."""
-        return _layers(self._model(STYLES[runtime]).graph, STYLES[runtime])
-
-    def _model(self, style: Style) -> onnx.ModelProto:
-        """Return the graph in float32 as a runtime wants it."""
         model = onnx.load(str(self.graph))
-        if style.interleaved:
-            interleave(model.graph)
-        return model
+        interleave(model.graph, runtime)
+        return _layers(model.graph, STYLES[runtime])
 
     def write(self, target: Path, runtime: str, choice: Choice) -> None:
         """Write the graph for a runtime with the layers chosen in int8, and where chosen what joins two of these."""
         from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.calibrate import TensorsData
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
         style = STYLES[runtime]
-        model = self._model(style)
+        model = onnx.load(str(self.graph))
+        between = interleave(model.graph, runtime)
+        same = {name: self.ranges[output] for name, output in between.items()}
+        ranges = TensorsData(self.ranges.calibration_method, self.ranges.data | same)
         kinds = [*style.layers, *JOINING]
         layers = set(_layers(model.graph, style)) - choice.in_float
         after, before = _after_and_before(model.graph, layers)
-        joining = {n.name for n in model.graph.node if n.op_type in JOINING and n.name in after & before}
+        joining = {
+            n.name
+            for n in model.graph.node
+            if n.op_type in JOINING and n.name in after & before and between.keys().isdisjoint(n.output)
+        }
         chosen = layers | (joining if choice.joined else set())
         quantizer = QDQQuantizer(
             model,
@@ -129,7 +129,7 @@ class Quantizer:
             reduce_range=False,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
-            tensors_range=self.ranges,
+            tensors_range=ranges,
             nodes_to_quantize=[],
             nodes_to_exclude=[n.name for n in model.graph.node if n.op_type in kinds and n.name not in chosen],
             op_types_to_quantize=kinds,

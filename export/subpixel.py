@@ -1,15 +1,23 @@
-"""Transposed convolutions to few channels, as convolutions whose outputs are interleaved.
+"""Transposed convolutions of stride 2, as convolutions whose outputs are interleaved.
 
 A transposed convolution of stride 2 is a convolution with a set of weights for each parity of the output's places
-(Shi et al., arXiv:1609.07009). To one channel the transposed one leaves 15 of 16 lanes of a vector idle, and what
-follows has a layout with channels innermost: OpenVINO's int8 of ``vqvae3d`` takes 147 ms with it and 118 without.
-onnxruntime computes a convolution of volumes in twice the time of a transposed one, so its graphs stay as they are.
+(Shi et al., arXiv:1609.07009). Which form of it is fast hangs on the runtime, so each has a graph of its own; ms of
+``vqvae3d``, one volume of 128^3 on two cores:
+
+- onnxruntime (1.31) computes a transposed convolution at half the speed of a convolution, and interleaves fastest by
+  joining two halves along each axis in turn: 415 before, 343 after; in int8, for which it has no transposed
+  convolution at all, 283 and 176.
+- OpenVINO (2026.4) is as fast at the transposed one but where the channels are few, for it leaves most lanes of a
+  vector idle: float32 375 before, 310 after, bfloat16 291 and 170, int8 147 and 118.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,47 +25,81 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+Shape = tuple[int, ...]
+Weights = NDArray[Any]
 LANES = 16
 """Float32 values of a vector register (AVX-512): so many channels cost as much as one."""
-_TAPS = {0: {0: 1, -1: 3}, 1: {0: 2, 1: 0}}
-"""By parity of the output's place: which of the 4 weights meets the input at an offset. Output ``2 i + parity`` is met
-by input ``i + offset``, at ``2 (i + offset) - 1 + tap``: the padding is 1."""
+BORDER = 1.5
+"""How many times as many places, with one more along each side, are still worth it."""
+_TAPS = (3, 1), (2, 0)
+"""By parity of the output's place: the weights, of 4, that meet two neighbours of the input. Output ``2 i + parity`` is
+met by input ``j``, at ``2 j - 1 + tap``: the padding is 1."""
 
 
-def interleave(graph: onnx.GraphProto) -> None:
-    """Replace what can be: kernel 4, stride 2, padding 1, constant weights, a known shape, few channels.
+@dataclass(frozen=True)
+class Form:
+    """What a runtime computes in place of a transposed convolution."""
 
-    The convolution keeps the name of the node that it replaces, and the tensors before and after have theirs.
+    fits: Callable[[int, Shape], bool]
+    """Whether it is faster, by the channels of the output times parities and the sides of the input."""
+    make: Callable[[_Nodes, Weights, Sequence[Weights], Shape], None]
+    """Add nodes that compute it of ``(N, I, *S)``, by its weight ``(I, O, 4, ...)``, its bias if any, and ``S``."""
+
+
+def write_interleaved(source: Path, target: Path, runtime: str) -> None:
+    """Write a float32 ONNX graph as a runtime computes it fastest."""
+    model = onnx.load(str(source))
+    interleave(model.graph, runtime)
+    onnx.save(model, str(target))
+    onnx.checker.check_model(str(target), full_check=True)
+
+
+def interleave(graph: onnx.GraphProto, runtime: str) -> dict[str, str]:
+    """Replace what can be: kernel 4, stride 2, padding 1, constant weights, a known shape, where that is faster.
+
+    The convolution keeps the name of the node that it replaces, and the tensors before and after have theirs. Returns,
+    by tensor made between these, the one after them, whose values it holds: all, some, or some beyond its border too.
     """
+    form = FORMS[runtime]
     constants = {each.name: each for each in graph.initializer}
     shapes = {each.name: _shape(each) for each in (*graph.value_info, *graph.input)}
-    left: set[str] = set()
-    for node in [node for node in graph.node if node.op_type == "ConvTranspose"]:
+    nodes: list[onnx.NodeProto] = []
+    made: dict[str, str] = {}
+    for node in graph.node:
         found, shape = [constants.get(name) for name in node.input[1:] if name], shapes.get(node.input[0])
         known = [numpy_helper.to_array(each) for each in found if each is not None]
-        if len(known) < len(found) or shape is None or not _fits(node, known[0].shape):
-            continue
-        chain = _chain(graph, node, known, shape)
-        chain.nodes[-1].output[0] = node.output[0]
-        nodes = list(graph.node)
-        place = nodes.index(node)
-        nodes[place : place + 1] = chain.nodes
-        del graph.node[:]
-        graph.node.extend(nodes)
-        left.update(node.input[1:])
-    left -= {each.name for each in graph.output}.union(*(node.input for node in graph.node))
+        if node.op_type == "ConvTranspose" and len(known) == len(found) and shape and _doubles(node, known[0].shape):
+            weight, *bias = known
+            if form.fits(weight.shape[1] * 2 ** len(shape), shape):
+                replaced = _Nodes(graph, node)
+                form.make(replaced, weight, bias, shape)
+                nodes += replaced.nodes
+                made |= dict.fromkeys(replaced.between(), node.output[0])
+                continue
+        nodes.append(node)
+    if made:
+        _replace(graph, nodes)
+    return made
+
+
+def _replace(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Set the nodes of a graph, and drop the constants that only those before them read."""
+    before = {name for node in graph.node for name in node.input}
+    del graph.node[:]
+    graph.node.extend(nodes)
+    left = before - {name for node in nodes for name in node.input} - {each.name for each in graph.output}
     for unread in [each for each in graph.initializer if each.name in left]:
         graph.initializer.remove(unread)
 
 
-def _shape(tensor: onnx.ValueInfoProto) -> tuple[int, ...] | None:
+def _shape(tensor: onnx.ValueInfoProto) -> Shape | None:
     """Return (*S), None where a side is not known."""
     sides = tuple(side.dim_value for side in tensor.type.tensor_type.shape.dim[2:])
     return sides if sides and all(sides) else None
 
 
-def _fits(node: onnx.NodeProto, dims: tuple[int, ...]) -> bool:
-    """Whether it has the form of a layer that doubles an image or volume, and few enough channels."""
+def _doubles(node: onnx.NodeProto, dims: Shape) -> bool:
+    """Whether it has the form of a layer that doubles an image or volume."""
     axes = len(dims) - 2
     told = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     wanted = {
@@ -71,7 +113,6 @@ def _fits(node: onnx.NodeProto, dims: tuple[int, ...]) -> bool:
     }
     return (
         axes in (2, 3)
-        and dims[1] * 2**axes <= LANES
         and {"strides", "pads"} <= told.keys()
         and not told.get("output_shape")
         and all(told.get(name, value) == value for name, value in wanted.items())
@@ -79,54 +120,103 @@ def _fits(node: onnx.NodeProto, dims: tuple[int, ...]) -> bool:
     )
 
 
-class _Chain:
-    """Nodes in a row, each of which reads what the one before it gives."""
+class _Nodes:
+    """Nodes in place of one: the first of them has its name, the last one gives its output."""
 
     def __init__(self, graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
-        self.graph, self.node, self.last = graph, node, node.input[0]
+        self.graph, self.source, self.output = graph, node.input[0], node.output[0]
+        self.name = node.name
         self.nodes: list[onnx.NodeProto] = []
 
-    def add(self, kind: str, *constants: NDArray[Any], **attributes: Any) -> None:
-        """Append a node with these constants as its further inputs."""
-        made = f"{self.node.output[0]}/{kind}_{len(self.nodes)}"
-        inputs = [self.last, *(f"{made}/constant_{i}" for i in range(len(constants)))]
-        self.graph.initializer.extend(map(numpy_helper.from_array, constants, inputs[1:]))
-        self.last = made
-        name = made if self.nodes else self.node.name
-        self.nodes.append(helper.make_node(kind, inputs, [made], name, **attributes))
+    def add(self, kind: str, inputs: Sequence[str], *constants: NDArray[Any], **attributes: Any) -> str:
+        """Append a node with these constants as its further inputs; return what it gives."""
+        made = f"{self.output}/{kind}_{len(self.nodes)}"
+        names = [f"{made}/constant_{i}" for i in range(len(constants))]
+        self.graph.initializer.extend(map(numpy_helper.from_array, constants, names))
+        name = made if self.nodes else self.name
+        self.nodes.append(helper.make_node(kind, [*inputs, *names], [made], name, **attributes))
+        return made
+
+    def end(self) -> None:
+        """Have the last node give what the one replaced gave."""
+        self.nodes[-1].output[0] = self.output
+
+    def between(self) -> Iterator[str]:
+        """Yield what is neither read nor given outside."""
+        return (node.output[0] for node in self.nodes[:-1])
 
 
-def _chain(
-    graph: onnx.GraphProto, node: onnx.NodeProto, constants: Sequence[NDArray[Any]], shape: tuple[int, ...]
-) -> _Chain:
-    """Return nodes that compute what ``node`` does of ``(N, I, *shape)``, by its weight ``(I, O, 4, ...)`` and bias."""
-    weight, *bias = constants
-    axes, channels = len(shape), weight.shape[1]
-    chain = _Chain(graph, node)
-    repeated = (each.repeat(2**axes) for each in bias)
-    chain.add("Conv", parity_weights(weight), *repeated, kernel_shape=[3] * axes, pads=[1] * 2 * axes)
+def _kernels(weight: Weights) -> dict[Shape, Weights]:
+    """Return, by parity along each axis, the weights ``(O, I, 2, ...)`` of its convolution; the last axis varies first.
+
+    Of two neighbours of the input, those of parity 0 lie at the place itself and before it, of 1 at it and behind it.
+    """
+    inputs, outputs, *kernel = weight.shape
+    ends = range(inputs), range(outputs)
+    return {
+        parity: weight[np.ix_(*ends, *(_TAPS[each] for each in parity))].swapaxes(0, 1)
+        for parity in itertools.product((0, 1), repeat=len(kernel))
+    }
+
+
+def _weave(made: _Nodes, weight: Weights, bias: Sequence[Weights], shape: Shape) -> None:
+    """Convolve with kernel 3, all parities at one place; then depth to space."""
+    axes, (inputs, channels) = len(shape), weight.shape[:2]
+    wide = [
+        np.pad(each, [(0, 0), (0, 0), *((place, 1 - place) for place in parity)])
+        for parity, each in _kernels(weight).items()
+    ]
+    x = made.add(
+        "Conv",
+        [made.source],
+        np.stack(wide, axis=1).reshape(-1, inputs, *[3] * axes),
+        *(each.repeat(2**axes) for each in bias),
+        kernel_shape=[3] * axes,
+        pads=[1] * 2 * axes,
+    )
     if axes == 2:
-        chain.add("DepthToSpace", blocksize=2, mode="CRD")
-        return chain
-    depth, height, width = shape  # depths first, as further images: no runtime is fast at turning seven axes at once
-    chain.add("Reshape", np.array([-1, 2, 4, depth, height * width]))
-    chain.add("Transpose", perm=[0, 3, 1, 2, 4])
-    chain.add("Reshape", np.array([-1, 4, height, width]))
-    chain.add("DepthToSpace", blocksize=2, mode="CRD")
-    chain.add("Reshape", np.array([-1, channels, 2 * depth, 2 * height, 2 * width]))
-    return chain
+        made.add("DepthToSpace", [x], blocksize=2, mode="CRD")
+    else:
+        depth, height, width = shape  # depths first, as further images: none is fast at turning seven axes at once
+        x = made.add("Reshape", [x], np.array([-1, 2, 4, depth, height * width]))
+        x = made.add("Transpose", [x], perm=[0, 3, 1, 2, 4])
+        x = made.add("Reshape", [x], np.array([-1, 4, height, width]))
+        x = made.add("DepthToSpace", [x], blocksize=2, mode="CRD")
+        made.add("Reshape", [x], np.array([-1, channels, 2 * depth, 2 * height, 2 * width]))
+    made.end()
 
 
-def parity_weights(weight: NDArray[Any]) -> NDArray[Any]:
-    """Return the weights ``(O * 2**axes, I, 3, ...)`` of the convolution, the parity of the last axis varying first."""
-    inputs, channels, *kernel = weight.shape
-    axes = len(kernel)
-    made = np.zeros((*[2] * axes, *[3] * axes, channels, inputs), weight.dtype)
-    by_tap = np.moveaxis(weight, (1, 0), (-2, -1))
-    for parity in itertools.product((0, 1), repeat=axes):
-        for offset in itertools.product(*(_TAPS[each] for each in parity)):
-            taps = tuple(_TAPS[p][o] for p, o in zip(parity, offset, strict=True))
-            made[(*parity, *(o + 1 for o in offset))] = by_tap[taps]
-    # channels, parities, inputs, kernel
-    order = (2 * axes, *range(axes), 2 * axes + 1, *range(axes, 2 * axes))
-    return made.transpose(order).reshape(channels * 2**axes, inputs, *[3] * axes)
+def _join(made: _Nodes, weight: Weights, bias: Sequence[Weights], shape: Shape) -> None:
+    """Convolve with kernel 2, by one place more along each axis; cut each parity out, then join two along each axis."""
+    axes, channels = len(shape), weight.shape[1]
+    kernels = _kernels(weight)
+    x = made.add(
+        "Conv",
+        [made.source],
+        np.concatenate(list(kernels.values())),
+        *(np.tile(each, 2**axes) for each in bias),
+        kernel_shape=[2] * axes,
+        pads=[1] * 2 * axes,
+    )
+    sides, every = list(shape), np.arange(1, axes + 2)
+    parts = [
+        made.add("Slice", [x], start, start + np.array([channels, *sides]), every)
+        for start in (np.array([i * channels, *parity]) for i, parity in enumerate(kernels))
+    ]
+    for axis in reversed(range(axes)):
+        sides[axis] *= 2
+        new = axis + 3
+        halves = [made.add("Unsqueeze", [part], np.array([new])) for part in parts]
+        pairs = [made.add("Concat", pair, axis=new) for pair in zip(halves[::2], halves[1::2], strict=True)]
+        parts = [made.add("Reshape", [pair], np.array([-1, channels, *sides])) for pair in pairs]
+    made.end()
+
+
+FORMS = {
+    "onnx": Form(
+        lambda channels, shape: channels >= LANES // 2 and prod(side + 1 for side in shape) <= BORDER * prod(shape),
+        _join,
+    ),
+    "openvino": Form(lambda channels, shape: channels <= LANES, _weave),
+}
+"""By runtime."""

@@ -16,12 +16,12 @@ GRAPHS = {
     "onnx/int8": "model.int8.onnx",
     "torchscript/float32": "model.ts",
     "torchscript/bfloat16": "model.bfloat16.ts",
-    "openvino/float32": "model.onnx",
-    "openvino/bfloat16": "model.onnx",
+    "openvino/float32": "model.openvino.onnx",
+    "openvino/bfloat16": "model.openvino.onnx",
     "openvino/int8": "model.int8.openvino.onnx",
     "openvino/int8-bfloat16": "model.int8.openvino.onnx",
 }
-"""File of the graph of each variant, ``runtime/precision``; OpenVINO reads the floats of onnxruntime."""
+"""File of the graph of each variant, ``runtime/precision``."""
 
 
 def graph_of(variant: str) -> str:

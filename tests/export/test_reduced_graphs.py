@@ -9,6 +9,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from medad_serve.export.graph import EagerRuntime
 from medad_serve.export.graphs import Graphs
 from medad_serve.export.quantize import STYLES, Choice
 from medad_serve.models import AnomalyModel
@@ -162,6 +163,34 @@ def test_openvino_doubles_an_image_by_a_convolution_in_int8_and_the_others_as_be
     found = OnnxRuntime(graphs.file("openvino/int8")).run(_samples(), ["score", "heatmap"])
     assert np.abs(found["heatmap"] - exact["heatmap"]).max() < 0.02 * np.abs(exact["heatmap"]).max()
     assert np.allclose(found["score"], exact["score"], rtol=0.02)
+
+
+def test_onnxruntime_doubles_a_volume_by_a_convolution_in_int8(tmp_path: Path) -> None:
+    model = Tiny().eval()
+    model.first = nn.Sequential(  # type: ignore[assignment]
+        nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose3d(4, 4, 4, stride=2, padding=1)
+    )
+    model.second = nn.ConvTranspose3d(4, 1, 4, stride=2, padding=1)  # type: ignore[assignment]
+    model.forward = lambda x: {  # type: ignore[method-assign]
+        "score": (found := model.second(model.first(x).relu())).square().mean(dim=(1, 2, 3, 4)),
+        "heatmap": found,
+    }
+    samples = np.random.default_rng(0).random((4, 1, 8, 8, 8), np.float32)
+    graphs = Graphs(model, samples.shape[1:], samples, tmp_path)
+    exact = EagerRuntime(model).run(samples, ["heatmap"])["heatmap"]
+    for joined in (False, True):
+        graphs.choices = {"model.int8.onnx": Choice(joined=joined)}
+        graphs.make_anew("model.int8.onnx")
+        nodes = onnx.load(graphs.file("onnx/int8")).graph.node
+        feeds = {name: node.op_type for node in nodes for name in node.output}
+        layers = [node for node in nodes if node.op_type.startswith("Conv")]
+        assert [(node.op_type, feeds.get(node.input[1])) for node in layers] == [
+            ("Conv", None),
+            ("Conv", "DequantizeLinear"),
+            ("Conv", "DequantizeLinear"),
+        ]
+        found = graphs.open("onnx/int8").run(samples, ["heatmap"])["heatmap"]
+        assert 0 < np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
 
 
 def test_float16_halves_the_weights_and_keeps_inputs_outputs_and_sums_in_float32(graphs: Graphs) -> None:

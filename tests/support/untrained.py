@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -36,9 +38,10 @@ def export_untrained(chosen: Family, directory: Path, runtimes: Iterable[str] = 
         item=level,
         patient=level,
     )
-    graphs = Graphs(model, shape, torch.rand(2, *shape).numpy(), directory)
-    for kind in runtimes:
-        graphs.file(kind)
+    with TemporaryDirectory() as scratch:
+        graphs = Graphs(model, shape, torch.rand(2, *shape).numpy(), Path(scratch))
+        for kind in runtimes:
+            shutil.copy(graphs.file(kind), directory)
     manifest = Manifest(
         name=chosen.name,
         model=chosen.name,
