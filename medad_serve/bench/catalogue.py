@@ -1,7 +1,8 @@
-"""A small run of every registered model, at its own size and settings, for benchmarks to open.
+"""Runs of every registered model for benchmarks to open, on phantoms; they are kept and used again.
 
-What a model computes does not hang on how long it learned, so that training is as short as it can be: some phantoms,
-one epoch. Runs are kept and used again.
+A small one is at the model's own size and settings: how long a model computes does not hang on how long it learned, so
+that training is as short as it can be. What a precision does to an AUROC does hang on it: for that there is one that
+learned, at the size and by the settings of ``medad-serve quickstart``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -34,12 +36,45 @@ ROOMS = ("models", "export", "runtime", "prep")
 Say = Callable[[str], None]
 
 
-def small_artifact(name: str, home: Path, say: Say = lambda _: None, *, device: str = "cpu") -> Path:
-    """Return the artifact of a small run with every variant that can be made here.
+@dataclass(frozen=True)
+class Recipe:
+    """What a run is trained on, and how."""
+
+    folder: str
+    """Below which runs and data lie, beside those of other recipes."""
+    patients: Callable[[Family], tuple[int, int, int]]
+    """Healthy and abnormal ones, and slices of each."""
+    settings: Callable[[Family], Iterator[str]]
+
+
+def _small(chosen: Family) -> Iterator[str]:
+    """Yield settings that let every phase of a training end after one epoch."""
+    yield from CALIBRATION
+    yield "train.batch_size=2"
+    if not chosen.builds_on:
+        yield from SPLIT
+    for key in sorted(known_keys(chosen.name)):
+        if key.endswith("epochs"):
+            yield f"{key}=1"
+
+
+def _phantoms_of(chosen: Family) -> tuple[int, int, int]:
+    phantom = PHANTOMS[chosen.phantom]
+    return phantom.healthy, phantom.abnormal, phantom.slices
+
+
+SMALL = Recipe("", lambda chosen: (*PATIENTS[len(chosen.prep.size)], 1), _small)
+LEARNT = Recipe("learnt", _phantoms_of, lambda chosen: iter(chosen.quick))
+
+
+def artifact_of(
+    name: str, home: Path, say: Say = lambda _: None, *, recipe: Recipe = SMALL, device: str = "cpu"
+) -> Path:
+    """Return the artifact of a model's run with every variant that can be made here.
 
     One that is there is used again, unless other code, packages or another ``device`` made it.
     """
-    run, made_by = small_run(name, home, say), json.dumps({**_maker(), "device": device}, indent=1, sort_keys=True)
+    run, made_by = run_of(name, home, say, recipe), json.dumps({**_maker(), "device": device}, indent=1, sort_keys=True)
     note = run.path / MADE
     if not (run.artifact / MANIFEST).is_file() or not note.is_file() or note.read_text() != made_by:
         say(f"{name}: exporting every variant that this machine can make")
@@ -49,37 +84,25 @@ def small_artifact(name: str, home: Path, say: Say = lambda _: None, *, device: 
     return run.artifact
 
 
-def small_run(name: str, home: Path, say: Say = lambda _: None) -> Run:
+def run_of(name: str, home: Path, say: Say = lambda _: None, recipe: Recipe = SMALL) -> Run:
     """Return a finished run of a model below ``home``, trained now if it is not there."""
-    return _finished(name, home, (), say)
-
-
-def _finished(name: str, home: Path, more: tuple[str, ...], say: Say) -> Run:
-    chosen = family(name)
+    chosen, folder = family(name), home / recipe.folder
+    settings = ["device=cpu", *recipe.settings(chosen)]
     if chosen.builds_on:
-        more = (f"init={_finished(chosen.builds_on, home, (), say).path}", *more)
-    overrides = (*CALIBRATION, *_short(name), "train.batch_size=2", "device=cpu", *more)
-    overrides = overrides if chosen.builds_on else (*SPLIT, *overrides)
-    config = resolve(name, _phantoms(chosen, home), None, overrides)
-    run = same_run(config, home) or create_run(config, home)
+        settings.append(f"init={run_of(chosen.builds_on, home, say, recipe).path}")
+    config = resolve(name, _phantoms(chosen, recipe, folder), None, settings)
+    run = same_run(config, folder) or create_run(config, folder)
     say(f"{name}: run {run.path}")
     fit(run, run.prepared())
     return run
 
 
-def _short(name: str) -> Iterator[str]:
-    """Yield settings that let every phase of a training end after one epoch."""
-    for key in sorted(known_keys(name)):
-        if key.endswith("epochs"):
-            yield f"{key}=1"
-
-
-def _phantoms(chosen: Family, home: Path) -> str:
-    """Return ``layout:directory`` of a few phantoms below ``home``, written where they are not there."""
-    healthy, abnormal = PATIENTS[len(chosen.prep.size)]
-    phantom, data = PHANTOMS[chosen.phantom], home / "data" / f"{chosen.phantom}-{healthy}-{abnormal}"
+def _phantoms(chosen: Family, recipe: Recipe, folder: Path) -> str:
+    """Return ``layout:directory`` of phantoms below a folder, written where they are not there."""
+    healthy, abnormal, slices = recipe.patients(chosen)
+    phantom, data = PHANTOMS[chosen.phantom], folder / "data" / f"{chosen.phantom}-{healthy}-{abnormal}"
     if not data.is_dir():
-        phantom.write(data, healthy=healthy, abnormal=abnormal, slices=1, seed=0)
+        phantom.write(data, healthy=healthy, abnormal=abnormal, slices=slices, seed=0)
     return f"{phantom.layout}:{data}"
 
 

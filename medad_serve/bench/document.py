@@ -26,8 +26,7 @@ all alike: trust the ratios more than the milliseconds.
 - onnxruntime, OpenVINO and TorchScript are opened as the server opens them where nothing was tuned.
 - **onnxruntime spinning** keeps its threads awake for as long as a call lasts, as PyTorch's are by themselves: sooner
   done where no other process wants the cores, and up to twice as long where one does. `medad-serve tune` tries it.
-- **AUROC** of a reduced precision is on few held-out phantoms of a model that hardly learned: it tells what the gate
-  of an export does, and that one healthy and one diseased item changed places, not how good a model is.
+- **AUROC** of a reduced precision stands beside that of the trained model in float32, on the same held-out items.
 """
 
 
@@ -79,7 +78,8 @@ def _section(benchmark: Benchmark, plots: str) -> str:
         cost(benchmark).markdown(),
     ]
     if benchmark.fidelity:
-        parts += ["Reduced precision, by its gate at export:\n", fidelity(benchmark).markdown()]
+        of = benchmark.fidelity_of and f", {benchmark.fidelity_of}"
+        parts += [f"Reduced precision, by its gate at export{of}:\n", fidelity(benchmark).markdown()]
     if benchmark.skipped:
         parts += ["Not run:\n", skipped(benchmark).markdown()]
     return "\n".join(parts)

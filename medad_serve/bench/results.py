@@ -88,6 +88,8 @@ class Benchmark(Frozen):
     skipped: tuple[Skipped, ...]
     fidelity: tuple[Fidelity, ...] = ()
     """Of the variants in reduced precision, as their gates found it at export."""
+    fidelity_of: str = ""
+    """Which model that was, where it was another one."""
 
     @property
     def settings(self) -> tuple[tuple[int, int], ...]:

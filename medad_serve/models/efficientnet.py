@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from medad_serve.models.balance import follow, weights
 from medad_serve.models.base import AnomalyModel, Batch, Log, Shape, register
+from medad_serve.models.smoothing import enlarged
 from medad_serve.models.temperature import Temperature
 from medad_serve.spec import Frozen, InputSpec, PrepSpec, Standardize
 
@@ -78,7 +79,7 @@ class EfficientnetClassifier(AnomalyModel):
         """Return ``score (N,)``, ``heatmap (N, 1, H, W)`` and ``probability (N,)``."""
         features = self.network.forward_features(x)
         logit = self.network.forward_head(features)[:, 0]
-        seen = F.interpolate(self.places(features).relu(), size=x.shape[2:], mode="bilinear", align_corners=False)
+        seen = enlarged(self.places(features).relu(), x.shape[2:])
         return {"score": logit, "heatmap": seen, "probability": self.calibrated(logit)}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

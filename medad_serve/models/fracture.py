@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from medad_serve.models.balance import follow, weights
 from medad_serve.models.base import AnomalyModel, Batch, Shape, register
+from medad_serve.models.smoothing import enlarged
 from medad_serve.models.vqvae3d import QUICK, SCORES, TRIAL, VERTEBRA_INPUT, VERTEBRA_PREP, Vqvae3d, Vqvae3dSettings
 from medad_serve.spec import Frozen
 
@@ -98,7 +99,7 @@ class FractureClassifier(AnomalyModel):
         """Return ``score (N,)`` and ``probability (N,)``, both the probability of a fracture, and ``heatmap``."""
         error = self._error(x)
         places, logit = self._seen(x, error)
-        weight = F.interpolate(places.sigmoid(), size=x.shape[2:], mode="trilinear", align_corners=False)
+        weight = enlarged(places.sigmoid(), x.shape[2:])
         probability = logit.sigmoid()
         return {"score": probability, "heatmap": error.relu() * weight, "probability": probability.clone()}
 

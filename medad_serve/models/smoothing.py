@@ -2,13 +2,14 @@
 
 Means over a box are sums of shifted copies along each axis, and values repeat by being read several times: plain
 arithmetic, which mixed precision and OpenVINO's bfloat16 leave in float32, as they do not leave products with a
-matrix. Pooling and resizing a volume of one channel is what runtimes do worst (onnxruntime at 128x128x128, two cores:
-64 ms for 18, and 20 for 1).
+matrix. :func:`enlarged` is such a product, for maps that no score is made of. Pooling and resizing a volume of one
+channel is what runtimes do worst (onnxruntime at 128x128x128, two cores: 64 ms for 18, and 20 for 1).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
@@ -73,6 +74,26 @@ def repeated(x: Tensor, times: int) -> Tensor:
         sizes = [times if each == axis + 1 else -1 for each in range(x.ndim + 1)]
         x = x.unsqueeze(axis + 1).expand(sizes).flatten(axis, axis + 1)
     return x
+
+
+def enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Interpolate ``(N, C, *S)`` linearly along each axis, as ``F.interpolate`` with ``align_corners=False`` does.
+
+    By a product with a matrix along each axis: to resize takes OpenVINO 0.35 ms of ``efficientnet_b0``'s 5, and 15 of
+    ``fracture``'s 158. In mixed precision the products are not in float32.
+    """
+    x = x @ _between(x.shape[-1], size[-1], x).T
+    for axis in reversed(range(2, x.ndim - 1)):
+        rows = _between(x.shape[axis], size[axis - 2], x) @ x.flatten(axis + 1)
+        x = torch.unflatten(rows, -1, x.shape[axis + 1 :])
+    return x
+
+
+def _between(places: int, length: int, like: Tensor) -> Tensor:
+    """Return the matrix ``(length, places)`` that interpolates along an axis: a hat over each place."""
+    at = (torch.arange(length, device=like.device, dtype=like.dtype) + 0.5) * (places / length) - 0.5
+    distance = at.clamp(0, places - 1)[:, None] - torch.arange(places, device=like.device, dtype=like.dtype)
+    return (1 - distance.abs()).clamp(min=0)
 
 
 def channel_mean(x: Tensor) -> Tensor:

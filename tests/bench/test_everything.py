@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from medad_serve.bench import everything
+from medad_serve.bench.catalogue import SMALL, Recipe
 from medad_serve.bench.everything import bench_all, renew_data
 from medad_serve.bench.guard import FILE, read_ratios
 from medad_serve.bench.machine import this_machine
@@ -21,18 +22,20 @@ def measured(monkeypatch: pytest.MonkeyPatch, benchmark: Benchmark) -> list[str]
     """Measures nothing: every model gets the figures of one benchmark; what was asked for is listed."""
     asked: list[str] = []
 
-    def artifact(name: str, *_: object, **__: object) -> Path:
-        asked.append(name)
+    def artifact(name: str, *_: object, recipe: Recipe = SMALL, **__: object) -> Path:
+        if recipe is SMALL:
+            asked.append(name)
         if name == "vae":
             raise MedadError("it cannot be exported", "Try another")
         return Path(name)
 
-    monkeypatch.setattr(everything, "small_artifact", artifact)
+    monkeypatch.setattr(everything, "artifact_of", artifact)
     monkeypatch.setattr(
         everything,
         "bench_engines",
         lambda artifact, *_: benchmark.model_copy(update={"name": artifact.name, "family": artifact.name}),
     )
+    monkeypatch.setattr(everything, "_with_learnt", lambda benchmark, _: benchmark)
     monkeypatch.setattr(everything, "predict_seconds", lambda _: 0.75)
     monkeypatch.setattr(everything, "_ratios", lambda _: {"onnxruntime, batch 1": 4.0})
     monkeypatch.setattr(everything, "_decoding", lambda *_: [_table("dicom", 1.5)])

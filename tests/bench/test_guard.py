@@ -80,7 +80,7 @@ def test_a_check_measures_twice_before_it_fails(
     here = BEFORE.model_copy(update={"machine": this_machine().kind})
     (tmp_path / FOLDER / FILE).write_text(here.model_dump_json())
     left = iter(tries)
-    monkeypatch.setattr(everything, "small_artifact", lambda *_: tmp_path)
+    monkeypatch.setattr(everything, "artifact_of", lambda *_: tmp_path)
     monkeypatch.setattr(everything, "_ratios", lambda _: {"onnxruntime, batch 1": next(left)})
     found = check_all((), tmp_path, tmp_path, say=lambda _: None)
     assert [each.worse for each in found] == [worse]

@@ -139,8 +139,10 @@ def test_what_reduced_precision_keeps_is_told(report: Report) -> None:
         layers=9,
         float_layers=2,
     )
-    told = report.model_copy(update={"benchmarks": (benchmark.model_copy(update={"fidelity": (kept,)}),)})
-    header, row = _rows(page(told, command="make bench"), "variant | AUROC")
+    known = benchmark.model_copy(update={"fidelity": (kept,), "fidelity_of": "of another model"})
+    told = page(report.model_copy(update={"benchmarks": (known,)}), command="make bench")
+    assert "by its gate at export, of another model:" in told
+    header, row = _rows(told, "variant | AUROC")
     assert dict(zip(header, row, strict=True)) == {
         "variant": "onnx/int8",
         "AUROC": "0.9100",

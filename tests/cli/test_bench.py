@@ -15,6 +15,7 @@ from medad_serve.bench.guard import FILE, Ratios
 from medad_serve.bench.machine import this_machine
 from medad_serve.bench.results import Report
 from medad_serve.bench.tables import Table
+from medad_serve.bench.writing import RECORD
 from medad_serve.cli.bench import bench
 from medad_serve.errors import MedadError
 
@@ -80,7 +81,7 @@ def test_what_would_be_ignored_or_cannot_be_is_refused(arguments: tuple[str, ...
 @pytest.fixture
 def docs(tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the small artifact stands for that of a model made for it."""
-    monkeypatch.setattr(everything, "small_artifact", lambda *_, **__: artifact)
+    monkeypatch.setattr(everything, "artifact_of", lambda *_, **__: artifact)
     monkeypatch.setattr(everything, "GUARD_SECONDS", 0.1)
     monkeypatch.setattr(everything, "_decoding", lambda *_: [Table("dicom", "Data", ("of", "ms"), (("decode", 1.5),))])
     monkeypatch.setattr(everything, "_training", lambda *_: Table("training", "Steps", ("of", "ms"), (("step", 2.5),)))
@@ -95,6 +96,10 @@ def test_every_model_makes_a_page_that_the_check_then_holds_to(docs: Path, tmp_p
     plots = [line.partition("](")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")]
     assert plots
     assert all((docs / plot).is_file() for plot in plots)
+    record = Report.model_validate_json((docs / FOLDER / RECORD).read_bytes())
+    assert (
+        "trained on phantoms at 64x64, as `medad-serve quickstart --model ae` does" in record.benchmarks[0].fidelity_of
+    )
     assert "| decode | 1.50 |" in page
     assert (docs / FOLDER / "dicom.csv").read_text() == "of,ms\ndecode,1.5\n"
     ratios = Ratios.model_validate_json((docs / FOLDER / FILE).read_bytes())
@@ -118,7 +123,7 @@ def test_a_model_that_cannot_be_exported_is_told_on_the_page(
             raise MedadError("parity: it differs", "Train it longer")
         return artifact
 
-    monkeypatch.setattr(everything, "small_artifact", made)
+    monkeypatch.setattr(everything, "artifact_of", made)
     assert _bench("--all", "--model", "ae", "--model", "vae", *FEW, "--docs", docs).exit_code == 0
     assert "| vae | parity: it differs. Train it longer |" in (docs / PAGE).read_text()
     assert "no model could be measured" in str(_bench("--all", "--model", "vae", *FEW, "--docs", docs).exception)

@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
-from medad_serve.models.smoothing import box_max, box_mean, channel_mean, repeated, squared_error
+from medad_serve.models.smoothing import box_max, box_mean, channel_mean, enlarged, repeated, squared_error
 
 SHAPES = [(2, 1, 17, 13), (2, 3, 9, 7, 11)]
 SIDES = [3, 5, 7, 9, 21]
@@ -87,3 +87,13 @@ def test_gradients_are_those_of_the_pooling_in_one_step() -> None:
     box_mean(x, 3, padded=False).square().sum().backward()
     F.avg_pool3d(other, 3, stride=1, padding=1, count_include_pad=False).square().sum().backward()
     assert torch.allclose(x.grad, other.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((2, 1, 7, 7), (224, 224)), ((3, 2, 5, 4), (13, 40)), ((2, 1, 3, 4, 5), (24, 31, 5)), ((1, 1, 1, 1), (6, 3))],
+)
+def test_an_enlarged_map_is_interpolated_as_pytorch_does(shape: tuple[int, ...], size: tuple[int, ...]) -> None:
+    x, mode = _values(shape), "bilinear" if len(size) == 2 else "trilinear"
+    expected = F.interpolate(x.double(), size=size, mode=mode, align_corners=False).numpy()
+    assert np.allclose(enlarged(x, size).numpy(), expected, atol=1e-5)
