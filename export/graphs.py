@@ -1,4 +1,4 @@
-"""The graph files of one model, each made at its first use; reduced precisions are made of the float32 ones."""
+"""The graph files of one model, each made at its first use; those in ONNX are all made of one export in float32."""
 
 from __future__ import annotations
 

@@ -1,31 +1,32 @@
 """Transposed convolutions of stride 2, as convolutions whose outputs are interleaved.
 
 A transposed convolution of stride 2 is a convolution with a set of weights for each parity of the output's places
-(Shi et al., arXiv:1609.07009). Which form of it is fast hangs on the runtime, so each has a graph of its own; ms of
-``vqvae3d``, one volume of 128^3 on two cores:
+(Shi et al., arXiv:1609.07009). Which form of it is fast hangs on the runtime, so each has a graph of its own. Chosen on
+CPUs; ms of ``vqvae3d`` as it was exported and in this form, one volume of 128^3 on two cores:
 
 - onnxruntime (1.31) computes a transposed convolution at half the speed of a convolution, and interleaves fastest by
-  joining two halves along each axis in turn: 415 before, 343 after; in int8, for which it has no transposed
-  convolution at all, 283 and 176.
+  joining two halves along each axis in turn: 428 and 367; in int8, for which it has no transposed convolution at all,
+  283 and 176.
 - OpenVINO (2026.4) is as fast at the transposed one but where the channels are few, for it leaves most lanes of a
-  vector idle: float32 375 before, 310 after, bfloat16 291 and 170, int8 147 and 118.
+  vector idle: float32 394 and 333, bfloat16 297 and 184, int8 147 and 118.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-Shape = tuple[int, ...]
+from medad_serve.models.base import Shape
+
 Weights = NDArray[Any]
 LANES = 16
 """Float32 values of a vector register (AVX-512): so many channels cost as much as one."""
@@ -41,9 +42,9 @@ class Form:
     """What a runtime computes in place of a transposed convolution."""
 
     fits: Callable[[int, Shape], bool]
-    """Whether it is faster, by the channels of the output times parities and the sides of the input."""
-    make: Callable[[_Nodes, Weights, Sequence[Weights], Shape], None]
-    """Add nodes that compute it of ``(N, I, *S)``, by its weight ``(I, O, 4, ...)``, its bias if any, and ``S``."""
+    """Whether it is faster: by the channels that its convolution gives, and the sides of the input."""
+    make: Callable[[_Nodes, _Layer], None]
+    """Add nodes that compute the layer."""
 
 
 def write_interleaved(source: Path, target: Path, runtime: str) -> None:
@@ -62,21 +63,18 @@ def interleave(graph: onnx.GraphProto, runtime: str) -> dict[str, str]:
     """
     form = FORMS[runtime]
     constants = {each.name: each for each in graph.initializer}
-    shapes = {each.name: _shape(each) for each in (*graph.value_info, *graph.input)}
+    shapes = {each.name: _sides(each) for each in (*graph.value_info, *graph.input)}
     nodes: list[onnx.NodeProto] = []
     made: dict[str, str] = {}
     for node in graph.node:
-        found, shape = [constants.get(name) for name in node.input[1:] if name], shapes.get(node.input[0])
-        known = [numpy_helper.to_array(each) for each in found if each is not None]
-        if node.op_type == "ConvTranspose" and len(known) == len(found) and shape and _doubles(node, known[0].shape):
-            weight, *bias = known
-            if form.fits(weight.shape[1] * 2 ** len(shape), shape):
-                replaced = _Nodes(graph, node)
-                form.make(replaced, weight, bias, shape)
-                nodes += replaced.nodes
-                made |= dict.fromkeys(replaced.between(), node.output[0])
-                continue
-        nodes.append(node)
+        found = _layer(node, constants, shapes) if node.op_type == "ConvTranspose" else None
+        if found is None or not form.fits(found.weight.shape[1] * 2 ** len(found.sides), found.sides):
+            nodes.append(node)
+            continue
+        replaced = _Nodes(graph, node)
+        form.make(replaced, found)
+        nodes += replaced.nodes
+        made |= dict.fromkeys(replaced.between(), node.output[0])
     if made:
         _replace(graph, nodes)
     return made
@@ -92,10 +90,30 @@ def _replace(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
         graph.initializer.remove(unread)
 
 
-def _shape(tensor: onnx.ValueInfoProto) -> Shape | None:
-    """Return (*S), None where a side is not known."""
-    sides = tuple(side.dim_value for side in tensor.type.tensor_type.shape.dim[2:])
-    return sides if sides and all(sides) else None
+class _Layer(NamedTuple):
+    """A transposed convolution of ``(N, I, *sides)``."""
+
+    weight: Weights
+    """``(I, O, 4, ...)``."""
+    bias: Sequence[Weights]
+    """One or none."""
+    sides: Shape
+
+
+def _layer(
+    node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], shapes: Mapping[str, Shape]
+) -> _Layer | None:
+    """Return a layer that doubles an image or volume, None where it is another or not all of it is known."""
+    names, sides = [name for name in node.input[1:] if name], shapes.get(node.input[0], ())
+    if not sides or not all(sides) or not all(name in constants for name in names):
+        return None
+    weight, *bias = (numpy_helper.to_array(constants[name]) for name in names)
+    return _Layer(weight, bias, sides) if _doubles(node, weight.shape) else None
+
+
+def _sides(tensor: onnx.ValueInfoProto) -> Shape:
+    """Return (*S), 0 where a side is not known."""
+    return tuple(side.dim_value for side in tensor.type.tensor_type.shape.dim[2:])
 
 
 def _doubles(node: onnx.NodeProto, dims: Shape) -> bool:
@@ -128,7 +146,7 @@ class _Nodes:
         self.name = node.name
         self.nodes: list[onnx.NodeProto] = []
 
-    def add(self, kind: str, inputs: Sequence[str], *constants: NDArray[Any], **attributes: Any) -> str:
+    def add(self, kind: str, inputs: Sequence[str], *constants: Weights, **attributes: Any) -> str:
         """Append a node with these constants as its further inputs; return what it gives."""
         made = f"{self.output}/{kind}_{len(self.nodes)}"
         names = [f"{made}/constant_{i}" for i in range(len(constants))]
@@ -147,9 +165,10 @@ class _Nodes:
 
 
 def _kernels(weight: Weights) -> dict[Shape, Weights]:
-    """Return, by parity along each axis, the weights ``(O, I, 2, ...)`` of its convolution; the last axis varies first.
+    """Return, by parity along each axis, the weights ``(O, I, 2, ...)`` of its convolution.
 
-    Of two neighbours of the input, those of parity 0 lie at the place itself and before it, of 1 at it and behind it.
+    The last axis varies fastest. Of two neighbours of the input, those of parity 0 lie at the place itself and before
+    it, of 1 at it and behind it.
     """
     inputs, outputs, *kernel = weight.shape
     ends = range(inputs), range(outputs)
@@ -159,8 +178,9 @@ def _kernels(weight: Weights) -> dict[Shape, Weights]:
     }
 
 
-def _weave(made: _Nodes, weight: Weights, bias: Sequence[Weights], shape: Shape) -> None:
+def _weave(made: _Nodes, layer: _Layer) -> None:
     """Convolve with kernel 3, all parities at one place; then depth to space."""
+    weight, bias, shape = layer
     axes, (inputs, channels) = len(shape), weight.shape[:2]
     wide = [
         np.pad(each, [(0, 0), (0, 0), *((place, 1 - place) for place in parity)])
@@ -186,8 +206,9 @@ def _weave(made: _Nodes, weight: Weights, bias: Sequence[Weights], shape: Shape)
     made.end()
 
 
-def _join(made: _Nodes, weight: Weights, bias: Sequence[Weights], shape: Shape) -> None:
+def _join(made: _Nodes, layer: _Layer) -> None:
     """Convolve with kernel 2, by one place more along each axis; cut each parity out, then join two along each axis."""
+    weight, bias, shape = layer
     axes, channels = len(shape), weight.shape[1]
     kernels = _kernels(weight)
     x = made.add(

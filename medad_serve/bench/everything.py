@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -62,7 +63,9 @@ class _Found:
 
 
 def bench_all(models: Sequence[str], home: Path, docs: Path, plan: Plan, *, say: Say, keep: bool = False) -> Report:
-    """Benchmark small runs of the models, made below ``home``, and write the page, its plots and the ratios.
+    """Benchmark the models, by runs of :mod:`medad_serve.bench.catalogue` made below ``home``.
+
+    Writes the page, its plots and the ratios. Speed is that of a small run, fidelity that of one that learned.
 
     The page is written whole after each model, so that a run which is stopped loses only the model that it was at; what
     it did not reach, or could not export, is told on the page. ``keep`` leaves what a page of this machine, with the
@@ -157,24 +160,28 @@ def _command(plan: Plan) -> str:
 def _bench_one(name: str, home: Path, plan: Plan, say: Say, found: _Found) -> None:
     try:
         artifact = artifact_of(name, home, say, device=plan.device)
-        learnt = artifact_of(name, home, say, recipe=LEARNT, device=plan.device)
     except MedadError as error:
         found.left_out.append((name, str(error)))
         say(f"{name}: left out: {error}")
         return
-    found.benchmarks.append(_with_learnt(bench_engines(artifact, plan, say), learnt))
+    fidelity = _fidelity(name, home, say, plan.device)
+    found.benchmarks.append(bench_engines(artifact, plan, say).model_copy(update=fidelity))
     if plan.device == "cpu":
         found.command_s[name] = predict_seconds(artifact)
         say(f"{name}: two passes for the ratios")
         found.passes[name] = _ratios(artifact), _ratios(artifact)
 
 
-def _with_learnt(benchmark: Benchmark, artifact: Path) -> Benchmark:
-    """Tell in place of what gates found for the small run what they found for one that learned."""
-    learnt = load_manifest(artifact)
+def _fidelity(name: str, home: Path, say: Say, device: str) -> dict[str, Any]:
+    """Return what gates found for a run that learned, in place of what they found for the small one."""
+    try:
+        learnt = load_manifest(artifact_of(name, home, say, recipe=LEARNT, device=device))
+    except MedadError as error:
+        say(f"{name}: nothing is told of reduced precision: {error}")
+        return {"fidelity": ()}
     size = "x".join(map(str, learnt.prep.size))
-    trained = f"of a model trained on phantoms at {size}, as `medad-serve quickstart --model {learnt.model}` does"
-    return benchmark.model_copy(update={"fidelity": learnt.fidelity, "fidelity_of": trained})
+    trained = f"of a model trained on phantoms at {size}, as `medad-serve quickstart --model {name}` does"
+    return {"fidelity": learnt.fidelity, "fidelity_of": trained}
 
 
 def _write(report: Report, found: _Found, docs: Path) -> None:

@@ -49,7 +49,8 @@ def _refuse_all_but(*known: str) -> None:
     "--all",
     "every_model",
     is_flag=True,
-    help="Engines over a small run of every model; a page of it. With --io or --epoch: that part of the page anew.",
+    help="Engines over every model, each trained twice, small and as the quickstart does (an hour and a half in all); "
+    "a page of it. With --io or --epoch: that part of the page anew.",
 )
 @click.option("--check", is_flag=True, help="Fail where an engine is slower than --docs says.")
 @click.option("--batches", callback=_numbers, help="Of engines. [default: 1,8]")

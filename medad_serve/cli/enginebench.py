@@ -47,7 +47,7 @@ def bench_artifacts(
 def bench_families(
     models: Sequence[str], *, runs: Path, docs: Path, seconds: float | None, as_json: bool, **how: Any
 ) -> None:
-    """Measure small runs of the models, by default of every one, and write the page with its plots."""
+    """Measure the models, by default every one, and write the page with its plots."""
     from medad_serve.bench.everything import PAGE, bench_all
     from medad_serve.models import families
 

@@ -7,7 +7,6 @@ import pytest
 from medad_serve.artifact import load_manifest
 from medad_serve.bench import catalogue
 from medad_serve.bench.catalogue import CALIBRATION, LEARNT, SMALL, SPLIT, Recipe, artifact_of, run_of
-from medad_serve.data.phantoms import PHANTOMS
 from medad_serve.models import families, family
 from medad_serve.training.run import open_run
 
@@ -49,6 +48,5 @@ def test_a_small_run_is_of_the_size_that_is_served_and_one_that_learned_of_the_q
     small, learnt = list(SMALL.settings(chosen)), list(LEARNT.settings(chosen))
     assert not any(each.startswith("prep.") for each in small)
     assert "train.max_epochs=1" in small
-    assert learnt == list(chosen.quick)
-    phantom = PHANTOMS[chosen.phantom]
-    assert LEARNT.patients(chosen) == (phantom.healthy, phantom.abnormal, phantom.slices)
+    assert not any(each == "train.max_epochs=1" for each in learnt)
+    assert sum(LEARNT.patients(chosen)[:2]) > sum(SMALL.patients(chosen)[:2])

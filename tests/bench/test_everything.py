@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from medad_serve.artifact import load_manifest, write_manifest
 from medad_serve.bench import everything
-from medad_serve.bench.catalogue import SMALL, Recipe
+from medad_serve.bench.catalogue import LEARNT, SMALL, Recipe
 from medad_serve.bench.everything import bench_all, renew_data
 from medad_serve.bench.guard import FILE, read_ratios
 from medad_serve.bench.machine import this_machine
@@ -13,6 +15,7 @@ from medad_serve.bench.measure import Plan
 from medad_serve.bench.results import Benchmark
 from medad_serve.bench.tables import Table
 from medad_serve.errors import MedadError
+from medad_serve.spec import Fidelity
 
 MODELS = ("ae", "vae", "vqvae")
 
@@ -23,8 +26,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, benchmark: Benchmark) -> list[str]
     asked: list[str] = []
 
     def artifact(name: str, *_: object, recipe: Recipe = SMALL, **__: object) -> Path:
-        if recipe is SMALL:
-            asked.append(name)
+        if recipe is LEARNT:
+            raise MedadError(f"{name} learned nothing", "Train it longer")
+        asked.append(name)
         if name == "vae":
             raise MedadError("it cannot be exported", "Try another")
         return Path(name)
@@ -35,7 +39,6 @@ def measured(monkeypatch: pytest.MonkeyPatch, benchmark: Benchmark) -> list[str]
         "bench_engines",
         lambda artifact, *_: benchmark.model_copy(update={"name": artifact.name, "family": artifact.name}),
     )
-    monkeypatch.setattr(everything, "_with_learnt", lambda benchmark, _: benchmark)
     monkeypatch.setattr(everything, "predict_seconds", lambda _: 0.75)
     monkeypatch.setattr(everything, "_ratios", lambda _: {"onnxruntime, batch 1": 4.0})
     monkeypatch.setattr(everything, "_decoding", lambda *_: [_table("dicom", 1.5)])
@@ -54,9 +57,38 @@ def test_the_page_tells_every_model_and_why_one_is_missing(measured: list[str], 
     page = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "it cannot be exported" in page
     assert "not reached" not in page
+    assert not any(each.fidelity for each in report.benchmarks), "none that learned could be made"
     kept = read_ratios(tmp_path / "docs" / "benchmarks", this_machine().kind)
     assert set(kept.ratios) == {"ae", "vqvae"}
     assert kept.tolerance == 0
+
+
+def test_speed_is_of_the_small_run_and_fidelity_of_the_one_that_learned(
+    monkeypatch: pytest.MonkeyPatch, measured: list[str], artifact: Path, tmp_path: Path
+) -> None:
+    manifest = load_manifest(artifact)
+    kept = Fidelity(
+        variant="onnx/int8",
+        items=9,
+        auroc=0.9,
+        auroc_trained=0.9,
+        correlation=1,
+        agreement=1,
+        max_relative_difference=0,
+    )
+    learnt = tmp_path / "learnt"
+    shutil.copytree(artifact, learnt)
+    write_manifest(learnt, manifest.model_copy(update={"fidelity": (kept,)}))
+    small = everything.artifact_of
+
+    def made(name: str, *more: object, recipe: Recipe = SMALL, **how: object) -> Path:
+        return learnt if recipe is LEARNT else small(name, *more, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(everything, "artifact_of", made)
+    (found,) = bench_all(["ae"], tmp_path / "runs", tmp_path / "docs", Plan(), say=lambda _: None).benchmarks
+    assert found.name == "ae", "as the engines were given the small one"
+    assert found.fidelity == (kept,)
+    assert "at 64x64, as `medad-serve quickstart --model ae` does" in found.fidelity_of
 
 
 def test_a_run_that_is_stopped_leaves_the_models_before_and_tells_what_is_missing(

@@ -255,6 +255,14 @@ def test_exports_answer_as_the_model_does(chosen: Family, variant: str, graphs: 
             assert len(np.unique(values)) > 1, f"{name} never differs: its parity proves nothing"
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.load`:FutureWarning")
+def test_torchscript_keeps_nothing_on_the_processor_that_it_was_traced_on(
+    chosen: Family, graphs: Callable[[Family], Graphs]
+) -> None:
+    graph = torch.jit.load(graphs(chosen).file("torchscript")).inlined_graph  # type: ignore[no-untyped-call]
+    assert 'value="cpu"' not in str(graph)
+
+
 def _tries(made: Graphs, variant: str) -> Iterator[Runtime]:
     """Yield a variant, in int8 as an export searches for it: with ever fewer layers.
 

@@ -144,7 +144,9 @@ def test_onnxruntime_leaves_convolutions_of_volumes_with_few_channels_in_float(t
     assert read == {both[0]: None, both[1]: "DequantizeLinear"}
 
 
-def test_openvino_doubles_an_image_by_a_convolution_in_int8_and_the_others_as_before(tmp_path: Path) -> None:
+def test_openvino_doubles_an_image_to_one_channel_by_a_convolution_in_int8_and_onnxruntime_as_before(
+    tmp_path: Path,
+) -> None:
     model = Tiny().eval()
     model.second = nn.ConvTranspose2d(4, 1, 4, stride=2, padding=1)  # type: ignore[assignment]
     graphs = Graphs(model, SHAPE, _samples(), tmp_path)
@@ -189,6 +191,10 @@ def test_onnxruntime_doubles_a_volume_by_a_convolution_in_int8(tmp_path: Path) -
             ("Conv", "DequantizeLinear"),
             ("Conv", "DequantizeLinear"),
         ]
+        assert [node.op_type for node in nodes if node.op_type == "Concat"], (
+            "which joins, in float32, what is in 8 bits"
+        )
+        assert not any("Concat" in name for node in nodes if node.op_type == "QuantizeLinear" for name in node.input)
         found = graphs.open("onnx/int8").run(samples, ["heatmap"])["heatmap"]
         assert 0 < np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
 

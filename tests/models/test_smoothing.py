@@ -89,11 +89,18 @@ def test_gradients_are_those_of_the_pooling_in_one_step() -> None:
     assert torch.allclose(x.grad, other.grad, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("shape", "size"),
     [((2, 1, 7, 7), (224, 224)), ((3, 2, 5, 4), (13, 40)), ((2, 1, 3, 4, 5), (24, 31, 5)), ((1, 1, 1, 1), (6, 3))],
 )
-def test_an_enlarged_map_is_interpolated_as_pytorch_does(shape: tuple[int, ...], size: tuple[int, ...]) -> None:
-    x, mode = _values(shape), "bilinear" if len(size) == 2 else "trilinear"
-    expected = F.interpolate(x.double(), size=size, mode=mode, align_corners=False).numpy()
-    assert np.allclose(enlarged(x, size).numpy(), expected, atol=1e-5)
+def test_an_enlarged_map_is_interpolated_as_pytorch_does(
+    shape: tuple[int, ...], size: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x, mode = _values(shape).to(dtype), "bilinear" if len(size) == 2 else "trilinear"
+    expected = F.interpolate(x.double(), size=size, mode=mode, align_corners=False)
+    found = enlarged(x, size)
+    assert found.dtype == dtype
+    # each axis rounds weights, of which two add up, and what it gives
+    atol = 3 * len(size) * float(x.abs().max()) * torch.finfo(dtype).eps
+    assert np.allclose(found.double().numpy(), expected.numpy(), rtol=0, atol=atol)

@@ -28,7 +28,7 @@ def _items(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random((n, 1, 64, 64), np.float32)
 
 
-def test_it_reads_the_onnx_file_and_answers_as_onnxruntime_does(exported: Path) -> None:
+def test_its_own_graph_answers_as_that_of_onnxruntime_does(exported: Path) -> None:
     ours, other = open_runtime(exported, "openvino", NAMES), OnnxRuntime(exported / "model.onnx")
     for batch in (1, 3, 8):
         found, expected = ours.run(_items(batch), NAMES), other.run(_items(batch), NAMES)
