@@ -26,7 +26,8 @@ all alike: trust the ratios more than the milliseconds.
 - onnxruntime, OpenVINO and TorchScript are opened as the server opens them where nothing was tuned.
 - **onnxruntime spinning** keeps its threads awake for as long as a call lasts, as PyTorch's are by themselves: sooner
   done where no other process wants the cores, and up to twice as long where one does. `medad-serve tune` tries it.
-- **AUROC** of a reduced precision stands beside that of the trained model in float32, on the same held-out items.
+- **AUROC** of a reduced precision stands beside that of the trained model in float32 on the same held-out items, by
+  which its gate accepts it, and **test AUROC** on items that nothing was chosen by.
 """
 
 
@@ -80,6 +81,8 @@ def _section(benchmark: Benchmark, plots: str) -> str:
     if benchmark.fidelity:
         of = benchmark.fidelity_of and f", {benchmark.fidelity_of}"
         parts += [f"Reduced precision, by its gate at export{of}:\n", fidelity(benchmark).markdown()]
+    if benchmark.refused:
+        parts += ["Refused by its gate:\n", *(f"- {why}" for why in benchmark.refused), ""]
     if benchmark.skipped:
         parts += ["Not run:\n", skipped(benchmark).markdown()]
     return "\n".join(parts)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from sklearn.metrics import roc_auc_score
 
 from medad_serve.artifact import load_manifest
-from medad_serve.bench.catalogue import LEARNT, artifact_of
+from medad_serve.bench.catalogue import LEARNT, artifact_of, left_out
 from medad_serve.bench.codecs import bench_codecs
 from medad_serve.bench.command import COMMAND, command_table, predict_seconds
 from medad_serve.bench.document import page
@@ -34,6 +35,7 @@ from medad_serve.bench.tables import Table
 from medad_serve.bench.training import bench_training
 from medad_serve.bench.writing import RECORD, refuse_other, write_files
 from medad_serve.errors import MedadError
+from medad_serve.evaluation import open_subject, score
 from medad_serve.files import whole_directory, write_whole
 from medad_serve.models import family
 
@@ -175,13 +177,26 @@ def _bench_one(name: str, home: Path, plan: Plan, say: Say, found: _Found) -> No
 def _fidelity(name: str, home: Path, say: Say, device: str) -> dict[str, Any]:
     """Return what gates found for a run that learned, in place of what they found for the small one."""
     try:
-        learnt = load_manifest(artifact_of(name, home, say, recipe=LEARNT, device=device))
+        artifact = artifact_of(name, home, say, recipe=LEARNT, device=device)
+        learnt = load_manifest(artifact)
     except MedadError as error:
         say(f"{name}: nothing is told of reduced precision: {error}")
         return {"fidelity": ()}
     size = "x".join(map(str, learnt.prep.size))
+    say(f"{name}: AUROC of each variant on test items")
+    tested = {variant: _auroc(artifact, variant) for variant in learnt.calibrations}
     trained = f"of a model trained on phantoms at {size}, as `medad-serve quickstart --model {name}` does"
-    return {"fidelity": learnt.fidelity, "fidelity_of": trained}
+    return {
+        "fidelity": learnt.fidelity,
+        "fidelity_of": trained,
+        "tested": tested,
+        "refused": left_out(artifact),
+    }
+
+
+def _auroc(artifact: Path, variant: str) -> float:
+    items = score(open_subject(artifact, runtime=variant)[0]).items
+    return float(roc_auc_score(items.labels, items.scores))
 
 
 def _write(report: Report, found: _Found, docs: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from medad_serve.bench.engines.served import Onnx, TorchScript
 from medad_serve.bench.results import Benchmark, Measured, Report, Timed
 from medad_serve.bench.tables import Cell, Table, shown
+from medad_serve.spec import FLOAT32
 
 ONNX, SCRIPT = Onnx.name, TorchScript.name
 
@@ -66,21 +67,29 @@ def _cost_row(each: Measured) -> tuple[Cell, ...]:
 
 
 def fidelity(benchmark: Benchmark) -> Table:
-    """Return what each reduced precision keeps of the trained model."""
-    columns = ("variant", "AUROC", "trained, float32", "items", "decided alike", "correlation", "layers in float32")
+    """Return what each reduced precision keeps of the trained model: by its gate and, where it was tested, by that."""
+    columns = ["variant", "AUROC", "trained, float32", "items", "decided alike", "correlation", "layers in float32"]
+    tested = benchmark.tested
+    exact = next((value for name, value in tested.items() if name.endswith(f"/{FLOAT32}")), None)
+    columns += ["test AUROC", "in float32"] if tested else []
     rows = tuple(
         (
             each.variant,
-            None if each.auroc is None else f"{each.auroc:.4f}",
-            None if each.auroc_trained is None else f"{each.auroc_trained:.4f}",
+            _auroc(each.auroc),
+            _auroc(each.auroc_trained),
             each.items,
             f"{each.agreement:.1%}",
             f"{each.correlation:.4f}",
             f"{each.float_layers} of {each.layers}" if each.layers else None,
+            *((_auroc(tested.get(each.variant)), _auroc(exact)) if tested else ()),
         )
         for each in benchmark.fidelity
     )
-    return Table("fidelity", f"{benchmark.name}: reduced precision", columns, rows)
+    return Table("fidelity", f"{benchmark.name}: reduced precision", tuple(columns), rows)
+
+
+def _auroc(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
 
 
 def skipped(benchmark: Benchmark) -> Table:

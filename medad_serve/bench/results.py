@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from pydantic import Field
+
 from medad_serve.bench.fresh import ColdStart
 from medad_serve.bench.machine import Machine
 from medad_serve.spec import Fidelity, Frozen
@@ -90,6 +92,10 @@ class Benchmark(Frozen):
     """Of the variants in reduced precision, as their gates found it at export."""
     fidelity_of: str = ""
     """Which model that was, where it was another one."""
+    tested: dict[str, float] = Field(default_factory=dict)
+    """Its AUROC on items that nothing chose by, by variant."""
+    refused: tuple[str, ...] = ()
+    """Variants that a gate refused, and why."""
 
     @property
     def settings(self) -> tuple[tuple[int, int], ...]:

@@ -7,7 +7,7 @@ import pytest
 
 from medad_serve.artifact import load_manifest, write_manifest
 from medad_serve.bench import everything
-from medad_serve.bench.catalogue import LEARNT, SMALL, Recipe
+from medad_serve.bench.catalogue import LEARNT, MADE, SMALL, Recipe
 from medad_serve.bench.everything import bench_all, renew_data
 from medad_serve.bench.guard import FILE, read_ratios
 from medad_serve.bench.machine import this_machine
@@ -15,6 +15,7 @@ from medad_serve.bench.measure import Plan
 from medad_serve.bench.results import Benchmark
 from medad_serve.bench.tables import Table
 from medad_serve.errors import MedadError
+from medad_serve.evaluation import evaluate
 from medad_serve.spec import Fidelity
 
 MODELS = ("ae", "vae", "vqvae")
@@ -66,7 +67,6 @@ def test_the_page_tells_every_model_and_why_one_is_missing(measured: list[str], 
 def test_speed_is_of_the_small_run_and_fidelity_of_the_one_that_learned(
     monkeypatch: pytest.MonkeyPatch, measured: list[str], artifact: Path, tmp_path: Path
 ) -> None:
-    manifest = load_manifest(artifact)
     kept = Fidelity(
         variant="onnx/int8",
         items=9,
@@ -76,9 +76,10 @@ def test_speed_is_of_the_small_run_and_fidelity_of_the_one_that_learned(
         agreement=1,
         max_relative_difference=0,
     )
-    learnt = tmp_path / "learnt"
-    shutil.copytree(artifact, learnt)
-    write_manifest(learnt, manifest.model_copy(update={"fidelity": (kept,)}))
+    shutil.copytree(artifact.parent, tmp_path / "run")
+    learnt = tmp_path / "run" / "artifact"
+    write_manifest(learnt, load_manifest(artifact).model_copy(update={"fidelity": (kept,)}))
+    (learnt.parent / MADE).write_text('{"left out": ["left out: onnx/float16: AUROC falls"]}')
     small = everything.artifact_of
 
     def made(name: str, *more: object, recipe: Recipe = SMALL, **how: object) -> Path:
@@ -89,6 +90,12 @@ def test_speed_is_of_the_small_run_and_fidelity_of_the_one_that_learned(
     assert found.name == "ae", "as the engines were given the small one"
     assert found.fidelity == (kept,)
     assert "at 64x64, as `medad-serve quickstart --model ae` does" in found.fidelity_of
+    assert found.refused == ("onnx/float16: AUROC falls",)
+    metrics, _ = evaluate(learnt, runtime="onnx", out=tmp_path / "metrics.json")
+    assert found.tested["onnx/float32"] == pytest.approx(metrics["slice"]["auroc"]["value"])
+    page = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "- onnx/float16: AUROC falls" in page
+    assert "| in float32 |" in page
 
 
 def test_a_run_that_is_stopped_leaves_the_models_before_and_tells_what_is_missing(
