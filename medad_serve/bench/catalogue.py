@@ -48,6 +48,8 @@ class Recipe:
     patients: Callable[[Family], tuple[int, int, int]]
     """Healthy and abnormal ones, and slices of each."""
     settings: Callable[[Family], Iterator[str]]
+    gated: bool = True
+    """Whether a reduced precision that tells less apart is left out."""
 
 
 def _small(chosen: Family) -> Iterator[str]:
@@ -66,7 +68,7 @@ def _phantoms_of(chosen: Family) -> tuple[int, int, int]:
     return phantom.healthy, phantom.abnormal, phantom.slices
 
 
-SMALL = Recipe("", lambda chosen: (*PATIENTS[len(chosen.prep.size)], 1), _small)
+SMALL = Recipe("", lambda chosen: (*PATIENTS[len(chosen.prep.size)], 1), _small, gated=False)
 LEARNT = Recipe("learnt", _phantoms_of, lambda chosen: iter(chosen.quick))
 
 
@@ -86,7 +88,8 @@ def artifact_of(
             lines.append(line)
             say(f"{name}: {line}")
 
-        export_run(run, ("onnx", "torchscript", ALL), name=name, say=told, device=device)
+        formats = ("onnx", "torchscript", ALL)
+        export_run(run, formats, name=name, say=told, device=device, gated=recipe.gated)
         note = {"made by": made_by, "left out": [line for line in lines if line.startswith(LEFT_OUT)]}
         write_whole(run.path / MADE, json.dumps(note, indent=1, sort_keys=True))
     return run.artifact

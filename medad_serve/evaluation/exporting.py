@@ -97,8 +97,9 @@ def export_run(
     device: str = "cpu",
     say: Say = lambda _: None,
     progress: Progress | None = None,
+    gated: bool = True,
 ) -> Path:
     """Export, calibrate and check a finished run into ``RUN/artifact``; returns that folder."""
     bundle = make_bundle(run, run.prepared(progress), name=name, version=version)
-    export(bundle, formats, run.artifact, say, device=device)
+    export(bundle, formats, run.artifact, say, device=device, gated=gated)
     return run.artifact

@@ -55,6 +55,14 @@ def test_no_more_than_the_stated_auroc_may_be_lost() -> None:
     assert fault == "AUROC falls from 0.9000 to 0.8970, by more than 0.002"
 
 
+def test_scores_follow_the_trained_model_even_where_the_auroc_does_not_fall() -> None:
+    found = fault_of(_fidelity(auroc=0.95, auroc_trained=0.7, correlation=0.93))
+    assert "do not follow the trained model's (correlation 0.930, at least 0.95)" in (found or "")
+    assert fault_of(_fidelity(auroc=0.95, auroc_trained=0.7, correlation=0.951)) is None
+    same = compare("onnx/int8", POLICY, _judged([1, 2, 3, 4, 5], [6]), _judged([7] * 5, [7]))
+    assert same.correlation == 0
+
+
 def test_without_diseased_items_the_correlation_decides() -> None:
     found = compare("onnx/int8", POLICY, _judged([1.0, 2, 3, 4, 5], []), _judged([1.0, 2, 3, 5, 4], []))
     assert found.auroc is None
