@@ -56,8 +56,8 @@ def export(
 
     ``formats`` name variants, as ``onnx`` or ``openvino/int8``. With ``all`` among them the others that this machine
     can make are added too; of these, one whose gate fails is left out and said. ``device`` runs what can run there
-    (float16 is made for ``cuda``). Without ``gated`` a reduced precision is measured and let through: what is only timed
-    need not tell anything apart.
+    (float16 is made for ``cuda``). Without ``gated`` a reduced precision is measured and let through: what is only
+    timed need not tell anything apart.
     """
     if bundle.method == "validation":
         raise MedadError(

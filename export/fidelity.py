@@ -13,8 +13,8 @@ from medad_serve.spec import Calibration, Fidelity
 
 MOST_AUROC_LOST = 0.002
 LEAST_CORRELATION = 0.95
-"""Of scores with the trained model's: what differs is then a third of what varies. On few diseased items the AUROC alone
-accepts what happens to rank these higher, and of a model that learned little anything at all."""
+"""Of scores with the trained model's: what differs is then a third of what varies. On few diseased items the AUROC
+alone accepts what happens to rank these higher, and of a model that learned little anything at all."""
 LEAST_CORRELATION_ALONE = 0.99
 """Asked for in place of the AUROC where no held-out item is diseased: what differs is then a seventh of what varies."""
 
