@@ -20,6 +20,8 @@ from medad_serve.spec import Fidelity, Manifest, OutputSpec, Parity, full_name
 
 ALL = "all"
 """In place of a format: every variant that can be made here and passes its gate."""
+LEFT_OUT = "left out: "
+"""Begins the line that tells of one that its gate refused."""
 _PACKAGES = (
     "medad-serve",
     "torch",
@@ -81,7 +83,7 @@ def export(
             try:
                 made |= exporter.export([name])
             except MedadError as error:
-                say(f"left out: {error.message}")
+                say(f"{LEFT_OUT}{error.message}")
         for name in {graph_of(variant) for variant in made}:
             shutil.copyfile(exporter.main.folder / name, folder / name)
         for variant, each in made.items():

@@ -18,7 +18,7 @@ from typing import Any
 from medad_serve.artifact import MANIFEST
 from medad_serve.data.phantoms import PHANTOMS
 from medad_serve.evaluation import export_run
-from medad_serve.export.artifact import ALL, package_versions
+from medad_serve.export.artifact import ALL, LEFT_OUT, package_versions
 from medad_serve.files import write_whole
 from medad_serve.models import Family, family
 from medad_serve.training.config import known_keys, resolve
@@ -32,8 +32,6 @@ CALIBRATION = ("calibration.method=held_out", "calibration.policy=specificity=0.
 """Five healthy patients carry this policy, the fewest that calibrate."""
 MADE = "exported-by.json"
 """In a run: digest of the code and versions of the packages that its artifact was made with, and what was left out."""
-LEFT_OUT = "left out: "
-"""How an export begins to tell of a variant that its gate refused."""
 ROOMS = ("models", "export", "runtime", "prep")
 """Packages whose code makes an artifact what it is."""
 Say = Callable[[str], None]

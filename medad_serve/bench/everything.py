@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from sklearn.metrics import roc_auc_score
 
 from medad_serve.artifact import load_manifest
 from medad_serve.bench.catalogue import LEARNT, artifact_of, left_out
@@ -37,6 +36,7 @@ from medad_serve.bench.writing import RECORD, refuse_other, write_files
 from medad_serve.errors import MedadError
 from medad_serve.evaluation import open_subject, score
 from medad_serve.files import whole_directory, write_whole
+from medad_serve.metrics import auroc
 from medad_serve.models import family
 
 FOLDER, PAGE, TABLES = "benchmarks", "benchmarks.md", "tables.json"
@@ -196,7 +196,7 @@ def _fidelity(name: str, home: Path, say: Say, device: str) -> dict[str, Any]:
 
 def _auroc(artifact: Path, variant: str) -> float:
     items = score(open_subject(artifact, runtime=variant)[0]).items
-    return float(roc_auc_score(items.labels, items.scores))
+    return auroc(items.scores, items.labels)
 
 
 def _write(report: Report, found: _Found, docs: Path) -> None:

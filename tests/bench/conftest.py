@@ -7,6 +7,7 @@ import pytest
 from medad_serve.bench.fresh import ColdStart
 from medad_serve.bench.machine import Machine
 from medad_serve.bench.results import Agreement, Benchmark, Measured, Report, Skipped, Timed
+from medad_serve.spec import Fidelity
 
 
 def _measured(engine: str, precision: str, ratio: float) -> Measured:
@@ -43,6 +44,22 @@ def benchmark() -> Benchmark:
         reference="PyTorch eager",
         measured=(_measured("PyTorch eager", "float32", 1.0), _measured("onnxruntime", "int8", 4.0)),
         skipped=(Skipped(engine="TensorRT", precision="float32", reason="PyTorch finds no CUDA device"),),
+    )
+
+
+@pytest.fixture
+def fidelity() -> Fidelity:
+    """Of a variant in reduced precision."""
+    return Fidelity(
+        variant="onnx/int8",
+        items=40,
+        auroc=0.91,
+        auroc_trained=0.912,
+        correlation=0.9987,
+        agreement=0.975,
+        max_relative_difference=0.01,
+        layers=9,
+        float_layers=2,
     )
 
 

@@ -65,20 +65,11 @@ def test_the_page_tells_every_model_and_why_one_is_missing(measured: list[str], 
 
 
 def test_speed_is_of_the_small_run_and_fidelity_of_the_one_that_learned(
-    monkeypatch: pytest.MonkeyPatch, measured: list[str], artifact: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, measured: list[str], artifact: Path, fidelity: Fidelity, tmp_path: Path
 ) -> None:
-    kept = Fidelity(
-        variant="onnx/int8",
-        items=9,
-        auroc=0.9,
-        auroc_trained=0.9,
-        correlation=1,
-        agreement=1,
-        max_relative_difference=0,
-    )
     shutil.copytree(artifact.parent, tmp_path / "run")
     learnt = tmp_path / "run" / "artifact"
-    write_manifest(learnt, load_manifest(artifact).model_copy(update={"fidelity": (kept,)}))
+    write_manifest(learnt, load_manifest(artifact).model_copy(update={"fidelity": (fidelity,)}))
     (learnt.parent / MADE).write_text('{"left out": ["left out: onnx/float16: AUROC falls"]}')
     small = everything.artifact_of
 
@@ -88,7 +79,7 @@ def test_speed_is_of_the_small_run_and_fidelity_of_the_one_that_learned(
     monkeypatch.setattr(everything, "artifact_of", made)
     (found,) = bench_all(["ae"], tmp_path / "runs", tmp_path / "docs", Plan(), say=lambda _: None).benchmarks
     assert found.name == "ae", "as the engines were given the small one"
-    assert found.fidelity == (kept,)
+    assert found.fidelity == (fidelity,)
     assert "at 64x64, as `medad-serve quickstart --model ae` does" in found.fidelity_of
     assert found.refused == ("onnx/float16: AUROC falls",)
     metrics, _ = evaluate(learnt, runtime="onnx", out=tmp_path / "metrics.json")

@@ -126,20 +126,9 @@ def test_onnxruntime_is_told_beside_torchscript_and_the_fastest_beside_it(report
     assert first["fastest x onnxruntime"] == "1.60"  # 4 over 2.5
 
 
-def test_what_reduced_precision_keeps_is_told(report: Report) -> None:
+def test_what_reduced_precision_keeps_is_told(report: Report, fidelity: Fidelity) -> None:
     (benchmark,) = report.benchmarks
-    kept = Fidelity(
-        variant="onnx/int8",
-        items=40,
-        auroc=0.91,
-        auroc_trained=0.912,
-        correlation=0.9987,
-        agreement=0.975,
-        max_relative_difference=0.01,
-        layers=9,
-        float_layers=2,
-    )
-    known = benchmark.model_copy(update={"fidelity": (kept,), "fidelity_of": "of another model"})
+    known = benchmark.model_copy(update={"fidelity": (fidelity,), "fidelity_of": "of another model"})
     told = page(report.model_copy(update={"benchmarks": (known,)}), command="make bench")
     assert "by its gate at export, of another model:" in told
     header, row = _rows(told, "variant | AUROC")
