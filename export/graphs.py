@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -13,8 +13,10 @@ from medad_serve.artifact import graph_of
 from medad_serve.export.half import to_float16
 from medad_serve.export.onnx import export_onnx
 from medad_serve.export.quantize import Choice, Quantizer
-from medad_serve.export.subpixel import write_interleaved
+from medad_serve.export.subpixel import interleave
+from medad_serve.export.surgery import rewrite
 from medad_serve.export.torchscript import export_torchscript
+from medad_serve.export.winograd import shorten
 from medad_serve.models import AnomalyModel
 from medad_serve.models.base import Shape
 from medad_serve.runtime import FloatArray, Runtime, open_runtime
@@ -68,8 +70,8 @@ class Graphs:
 
 
 _MAKERS: dict[str, Callable[[Graphs, Path], None]] = {
-    "model.onnx": lambda graphs, path: write_interleaved(graphs.exported, path, "onnx"),
-    "model.openvino.onnx": lambda graphs, path: write_interleaved(graphs.exported, path, "openvino"),
+    "model.onnx": lambda graphs, path: rewrite(graphs.exported, path, partial(interleave, runtime="onnx"), shorten),
+    "model.openvino.onnx": lambda graphs, path: rewrite(graphs.exported, path, partial(interleave, runtime="openvino")),
     "model.float16.onnx": lambda graphs, path: to_float16(graphs.exported, path),
     "model.int8.onnx": lambda graphs, path: graphs.quantize("onnx", path),
     "model.int8.openvino.onnx": lambda graphs, path: graphs.quantize("openvino", path),
