@@ -129,7 +129,11 @@ def _sentence(made: Exported) -> str:
 
 def _output_specs(bundle: Bundle) -> tuple[OutputSpec, ...]:
     found = EagerRuntime(bundle.model).run(bundle.parity_inputs[:2], bundle.model.outputs)
-    return tuple(OutputSpec(name=name, shape=found[name].shape[1:]) for name in bundle.model.outputs)
+    model = bundle.model
+    return tuple(
+        OutputSpec(name=name, shape=found[name].shape[1:], deviations=name in model.deviations)
+        for name in model.outputs
+    )
 
 
 def package_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str]:

@@ -285,6 +285,8 @@ class OutputSpec(Frozen):
 
     name: str
     shape: tuple[int, ...]
+    deviations: bool = False
+    """Whether it counts standard deviations from the mean of normals: near 0 it has no relative error, 1 is one."""
 
 
 class Manifest(Frozen):

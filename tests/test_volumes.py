@@ -94,6 +94,10 @@ def test_a_volume_is_one_item_with_its_own_level(predictor: Predictor, volume: n
     assert 0 < answer.p_value <= 1
 
 
+def test_the_manifest_says_which_outputs_count_deviations(predictor: Predictor) -> None:
+    assert {output.name for output in predictor.manifest.outputs if output.deviations} == {"score", "heatmap"}
+
+
 def test_the_same_volume_scores_the_same_in_every_form(predictor: Predictor, volume: np.ndarray) -> None:
     nifti = _nifti(volume, SPL)
     turned = nib.Nifti1Image(volume, SPL).as_reoriented([[2, 1], [0, -1], [1, 1]]).to_bytes()

@@ -203,7 +203,7 @@ class _Bench:
             disk_mib=sum(file.stat().st_size for file in each.engine.files(self.subject, each.setup)) / MIB,
             build_s=each.build_s,
             cold=self._cold(each) if self.plan.cold else None,
-            agreement=compare(each.outputs, reference.outputs, self.subject.names, *cutoffs),
+            agreement=compare(each.outputs, reference.outputs, self.subject.outputs, *cutoffs),
         )
 
     def _cold(self, each: _Opened) -> ColdStart | None:

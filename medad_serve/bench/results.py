@@ -33,7 +33,7 @@ class Agreement(Frozen):
 
     items: int
     relative_difference: float
-    """Largest of any float output, relative to the largest magnitude of the same item."""
+    """Largest of any float output, relative to the largest magnitude of the same item; of z-scores to 1 at least."""
     codes_differ: float | None
     """Share of integer codes that are others, of models that have some."""
     flips: int

@@ -92,7 +92,7 @@ def test_an_engine_answers_as_the_trained_model_or_says_what_it_lacks(
         session = each.open(subject, setup)
         found = session.run(inputs.batch(3), subject.names)
         cutoffs = default_cutoff(manifest), default_cutoff(manifest, f"{each.key}/{setup.precision}")
-        compared = compare(found, expected, subject.names, *cutoffs)
+        compared = compare(found, expected, subject.outputs, *cutoffs)
         assert compared.relative_difference <= ROUNDING[setup.precision], setup.precision
         alone = session.run(inputs.batch(1), ["score"])
         assert set(alone) == {"score"}

@@ -49,7 +49,10 @@ def export_untrained(chosen: Family, directory: Path, runtimes: Iterable[str] = 
         input=InputSpec(),
         prep=chosen.prep,
         input_shape=shape,
-        outputs=tuple(OutputSpec(name=n, shape=tuple(outputs[n].shape[1:])) for n in model.outputs),
+        outputs=tuple(
+            OutputSpec(name=n, shape=tuple(outputs[n].shape[1:]), deviations=n in model.deviations)
+            for n in model.outputs
+        ),
         default_policy=POLICY,
         calibrations={full_name(kind): calibration for kind in runtimes},
         parity=(),
