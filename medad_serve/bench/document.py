@@ -21,8 +21,8 @@ all alike: trust the ratios more than the milliseconds.
   first answer, then the largest batch. torch.compile compiles in it once more.
 - **build s** is what is compiled in advance and then only loaded.
 - **difference** is the largest of any float output from the reference's, relative to the item's largest magnitude (of
-  z-scores to one deviation at least); **other codes** the share of VQ codes that are others; **flips** the items decided
-  otherwise at the default cutoff, that of the variant's own calibration.
+  z-scores to one deviation at least); **other codes** the share of VQ codes that are others; **flips** the items
+  decided otherwise at the default cutoff, that of the variant's own calibration.
 - onnxruntime, OpenVINO and TorchScript are opened as the server opens them where nothing was tuned.
 - **onnxruntime spinning** keeps its threads awake for as long as a call lasts, as PyTorch's are by themselves: sooner
   done where no other process wants the cores, and up to twice as long where one does. `medad-serve tune` tries it.
