@@ -74,7 +74,7 @@ def joined(parts: Sequence[Outputs]) -> Outputs:
 
 
 MIXED = (8, 4, 2, 1)
-"""Sizes of the calls that sources share, where they may."""
+"""Sizes of the calls that sources share, where they may, and of those of a runtime whose graphs have a fixed one."""
 _WORTH = 0.85
 _MOST_S = 0.03
 _TURNS = 5
@@ -113,12 +113,17 @@ def mixed_batches(
     runtime: Runtime, tensor: FloatArray, names: Sequence[str], batch: int | None = None
 ) -> Iterator[tuple[slice, Outputs]]:
     """Run items of several sources in the sizes that :func:`may_mix` tried; yield as :func:`batches` does."""
-    most, start = batch or fitting_batch(tensor.shape[1:]), 0
-    while start < len(tensor):
-        size = next(size for size in MIXED if size <= min(len(tensor) - start, most))
-        rows = slice(start, start + size)
+    for rows in spans(len(tensor), batch or fitting_batch(tensor.shape[1:])):
         yield rows, runtime.run(np.ascontiguousarray(tensor[rows]), names)
-        start = rows.stop
+
+
+def spans(items: int, most: int = MIXED[0]) -> Iterator[slice]:
+    """Yield parts of :data:`MIXED` sizes, ``most`` at most, that make up a number of items."""
+    start = 0
+    while start < items:
+        size = next(size for size in MIXED if size <= min(items - start, most))
+        yield slice(start, start + size)
+        start += size
 
 
 def _seconds(call: Callable[[], object]) -> float:
