@@ -88,7 +88,8 @@ def replace(graph: onnx.GraphProto, kind: str, choose: Callable[[Layer], Make | 
     The first node has the name of the one replaced, and the tensors before and after have theirs. Returns, by tensor
     made between these, the one after them.
     """
-    constants = {each.name: each for each in graph.initializer}
+    given = {each.name for each in graph.input}
+    constants = {each.name: each for each in graph.initializer if each.name not in given}
     sides = {each.name: _sides(each) for each in (*graph.value_info, *graph.input)}
     nodes: list[onnx.NodeProto] = []
     made: dict[str, str] = {}

@@ -32,7 +32,9 @@ TAPS = 2, 3
 POINTS = 0.0, 1.0, -1.0, 0.5, -2.0
 """Where polynomials are taken, beside infinity: so that few digits are lost (Barabasz et al., arXiv:1803.10986)."""
 CHANNELS = 2048
-"""Input times output channels from which on it is faster: the sums cost by channel, the products by pair of them."""
+"""Input times output channels from which on so many more nodes pay."""
+WORTH = 0.9
+"""Share of the multiplications, those of the sums too, up to which it is faster."""
 
 Matrix = NDArray[np.float64]
 
@@ -65,7 +67,20 @@ def _choose(layer: Layer) -> Callable[[Nodes], object] | None:
     strides, pads = layer.told.get("strides", [1] * 3), layer.told.get("pads", [0] * 6)
     axes = [*map(_Axis, layer.sides, layer.weight.shape[2:], strides, pads[:3], pads[3:])]
     taps, rest = divmod(axes[0].kernel, axes[0].stride)
-    return partial(_make, layer, axes) if taps in TAPS and not rest else None
+    fits = taps in TAPS and not rest and _share(layer, axes) <= WORTH
+    return partial(_make, layer, axes) if fits else None
+
+
+def _share(layer: Layer, axes: Sequence[_Axis]) -> float:
+    """Return how many multiplications there are for one of the convolution as it is."""
+    (outputs, inputs), (depth, *plane) = layer.weight.shape[:2], axes
+    rows = (depth.kernel // depth.stride + TILE - 1) * -(-depth.length // TILE)
+    before, behind = (prod(sides) for sides in zip(*((axis.side, axis.length) for axis in plane), strict=True))
+    before_sums = inputs * depth.stride * rows * depth.side * before
+    products = outputs * inputs * depth.stride * rows * prod(axis.kernel for axis in plane) * behind
+    behind_sums = outputs * rows * depth.length * behind
+    plain = outputs * inputs * depth.kernel * prod(axis.kernel for axis in plane) * depth.length * behind
+    return float((before_sums + products + behind_sums) / plain)
 
 
 def _minimal(taps: int) -> tuple[Matrix, Matrix, Matrix]:

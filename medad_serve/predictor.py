@@ -28,7 +28,7 @@ from medad_serve.prep import (
 )
 from medad_serve.prep.geometry import Plane, Volume
 from medad_serve.result import HeatmapFormat, InputFacts, ItemResult, Options, Result
-from medad_serve.runtime import check_reproduces, open_runtime, probe
+from medad_serve.runtime import OpenVinoRuntime, check_reproduces, open_runtime, probe
 from medad_serve.scoring import Rows, Scorer
 from medad_serve.spec import Calibration, Manifest, Window, full_name
 
@@ -131,6 +131,8 @@ class Predictor:
 
         Raises MedadError where the scores are not those of the machine that calibrated them.
         """
+        if isinstance(self.runtime, OpenVinoRuntime):
+            self.runtime.compile(self.scorer.most)
         if expected := self.manifest.probes.get(self.variant):
             found = probe(self.runtime, self.manifest.input_shape, self.manifest.prep.values)
             check_reproduces(found, expected, self.variant)

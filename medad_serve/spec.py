@@ -286,7 +286,7 @@ class OutputSpec(Frozen):
     name: str
     shape: tuple[int, ...]
     deviations: bool = False
-    """Whether it counts standard deviations from the mean of normals: near 0 it has no relative error, 1 is one."""
+    """Whether it counts standard deviations from the mean of normals: what it is held to is 1 at least."""
 
 
 class Manifest(Frozen):

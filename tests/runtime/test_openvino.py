@@ -21,7 +21,7 @@ NAMES = ("score", "heatmap")
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    export_untrained(family("ae"), folder, ["onnx", "openvino"])
+    export_untrained(family("ae"), folder, ["onnx", "openvino", "openvino/int8"])
     return folder
 
 
@@ -37,7 +37,10 @@ def test_its_own_graph_answers_as_that_of_onnxruntime_does(exported: Path) -> No
             assert np.allclose(found[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_batch_of_any_size_is_made_up_of_calls_of_few_sizes(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variant", ["openvino", "openvino/int8"])
+def test_a_batch_of_any_size_is_made_up_of_calls_of_few_sizes(
+    exported: Path, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import openvino
 
     compiled: list[int] = []
@@ -48,7 +51,7 @@ def test_a_batch_of_any_size_is_made_up_of_calls_of_few_sizes(exported: Path, mo
             return super().compile_model(graph, *rest)
 
     monkeypatch.setattr(openvino, "Core", Counting)
-    runtime = open_runtime(exported, "openvino", NAMES)
+    runtime = open_runtime(exported, variant, NAMES)
     assert compiled == [1]
     items = _items(29)
     alone = joined([runtime.run(items[i : i + 1], NAMES) for i in range(len(items))])
@@ -57,6 +60,25 @@ def test_a_batch_of_any_size_is_made_up_of_calls_of_few_sizes(exported: Path, mo
         for name in NAMES:
             np.testing.assert_allclose(found[name], alone[name][:batch], rtol=1e-5, atol=1e-7)
     assert compiled == [1, 8, 4, 2]
+
+
+def test_sizes_are_compiled_in_advance_and_once_by_whatever_thread(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = OpenVinoRuntime(exported / "model.openvino.onnx")
+    sizes = [size % 15 + 1 for size in range(60)]
+    with ThreadPoolExecutor(4) as pool:
+        scores = list(pool.map(lambda size: runtime.run(_items(size), ["score"])["score"], sizes))
+    alone = runtime.run(_items(1), ["score"])["score"]
+    assert [len(score) for score in scores] == sizes
+    assert np.allclose([score[0] for score in scores], alone, rtol=1e-5)
+
+    opened = OpenVinoRuntime(exported / "model.openvino.onnx")
+    opened.compile(5)
+    monkeypatch.setattr(opened, "_core", None)  # compiles no more
+    opened.run(_items(7), ["score"])
+    with pytest.raises(AttributeError):
+        opened.run(_items(8), ["score"])
 
 
 def test_outputs_stay_as_they_are_when_the_next_batch_runs(exported: Path) -> None:
