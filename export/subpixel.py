@@ -22,7 +22,7 @@ from math import prod
 import numpy as np
 import onnx
 
-from medad_serve.export.surgery import Layer, Nodes, Weights, replace
+from medad_serve.export.surgery import Layer, Make, Nodes, Weights, replace
 from medad_serve.models.base import Shape
 
 LANES = 16
@@ -52,7 +52,7 @@ def interleave(graph: onnx.GraphProto, runtime: str) -> dict[str, str]:
     """
     form = FORMS[runtime]
 
-    def choose(layer: Layer) -> Callable[[Nodes], object] | None:
+    def choose(layer: Layer) -> Make | None:
         if not _doubles(layer) or not form.fits(layer.weight.shape[1] * 2 ** len(layer.sides), layer.sides):
             return None
         return partial(form.make, layer)

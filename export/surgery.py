@@ -71,6 +71,7 @@ class Nodes:
 
 
 Make = Callable[[Nodes], object]
+"""Adds what takes the place of a layer."""
 
 
 def rewrite(source: Path, target: Path, *changes: Callable[[onnx.GraphProto], object]) -> None:

@@ -13,7 +13,7 @@ it keeps in a layout of their own from layer to layer, which this would break.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ import onnx
 from numpy.polynomial import polynomial
 from numpy.typing import NDArray
 
-from medad_serve.export.surgery import Layer, Nodes, replace
+from medad_serve.export.surgery import Layer, Make, Nodes, replace
 
 TILE = 4
 """Neighbouring outputs: more save little, and lose digits."""
@@ -60,7 +60,7 @@ def shorten(graph: onnx.GraphProto) -> None:
     replace(graph, "Conv", _choose)
 
 
-def _choose(layer: Layer) -> Callable[[Nodes], object] | None:
+def _choose(layer: Layer) -> Make | None:
     plain = {"dilations": [1, 1, 1], "group": 1, "auto_pad": b"NOTSET"}
     if len(layer.sides) != 3 or not layer.has(plain) or prod(layer.weight.shape[:2]) < CHANNELS:
         return None
