@@ -82,7 +82,7 @@ def test_a_pause_longer_than_the_patience_is_not_waited_for() -> None:
     with faulty_server(Fault(headers={"Retry-After": "3600"})) as server, asked(server) as client:
         start = time.monotonic()
         answer = client.predict(b"x", "m")
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 60
         assert answer["answered"] is False
         assert answer["error"]["code"] == 503
 

@@ -173,7 +173,7 @@ def test_the_end_of_a_batch_cuts_a_file_short_that_may_be_sent_again(faulty: Iso
     list(faulty([png]))
     start = time.monotonic()
     cut, late = faulty([b"hang", b"hang"], Deadline.after(1))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 4  # what a file alone may take
     assert isinstance(cut, Postponed)
     assert cut.given_s <= 1
     assert isinstance(late, Postponed)
