@@ -20,8 +20,6 @@ from medad_serve.spec import Fidelity, Manifest, OutputSpec, Parity, full_name
 
 ALL = "all"
 """In place of a format: every variant that can be made here and passes its gate."""
-LEFT_OUT = "left out: "
-"""Begins the line that tells of one that its gate refused."""
 _PACKAGES = (
     "medad-serve",
     "torch",
@@ -78,20 +76,21 @@ def export(
             raise MedadError(reason, "Or choose another --format")
     with whole_directory(target) as folder, tempfile.TemporaryDirectory(prefix="medad-export-") as scratch:
         exporter = Exporter(bundle, Path(scratch), device, gated=gated)
-        made = exporter.export(named)
+        made, refused = exporter.export(named), {}
         for name in others:
             try:
                 made |= exporter.export([name])
             except MedadError as error:
-                say(f"{LEFT_OUT}{error.message}")
+                refused[name] = error.message.removeprefix(f"{name}: ")
+                say(f"left out: {name}: {refused[name]}")
         for name in {graph_of(variant) for variant in made}:
             shutil.copyfile(exporter.main.folder / name, folder / name)
         for variant, each in made.items():
             say(f"{variant}: {_sentence(each)}")
-        write_manifest(folder, _manifest(bundle, made))
+        write_manifest(folder, _manifest(bundle, made, refused))
 
 
-def _manifest(bundle: Bundle, made: dict[str, Exported]) -> Manifest:
+def _manifest(bundle: Bundle, made: dict[str, Exported], refused: dict[str, str]) -> Manifest:
     return Manifest(
         name=bundle.name,
         model=bundle.family,
@@ -106,6 +105,7 @@ def _manifest(bundle: Bundle, made: dict[str, Exported]) -> Manifest:
         calibrations={variant: each.calibration for variant, each in made.items()},
         parity=tuple(each.proof for each in made.values() if isinstance(each.proof, Parity)),
         fidelity=tuple(each.proof for each in made.values() if isinstance(each.proof, Fidelity)),
+        refused=refused,
         probes={variant: each.probe for variant, each in made.items()},
         seen=bundle.seen,
         packages=package_versions(),

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from medad_serve.errors import MedadError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Counts up where a manifest has other fields, or a runtime other numbers than its cutoffs were made with."""
 FLOAT32 = "float32"
 _SHORT = {"fp32": FLOAT32, "fp16": "float16", "bf16": "bfloat16"}
 
@@ -309,6 +310,8 @@ class Manifest(Frozen):
     parity: tuple[Parity, ...]
     fidelity: tuple[Fidelity, ...] = ()
     """Of the variants in reduced precision, which parity cannot hold for."""
+    refused: dict[str, str] = Field(default_factory=dict)
+    """Variants that could be made where this was exported and were left out, and why."""
     tuning: Tuning | None = None
     probes: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     """Scores of made-up items, by variant: see :mod:`medad_serve.runtime.probe`."""
@@ -335,7 +338,8 @@ class Manifest(Frozen):
         key = full_name(variant)
         if key not in self.calibrations:
             made = ", ".join(sorted(self.calibrations))
-            raise MedadError(f"{source} was not exported for {key}", f"It has: {made}")
+            why = f" ({self.refused[key]})" if key in self.refused else ""
+            raise MedadError(f"{source} was not exported for {key}{why}", f"It has: {made}")
         return self.calibrations[key]
 
 

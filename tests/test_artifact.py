@@ -14,6 +14,7 @@ import torch
 from medad_serve.artifact import MANIFEST, load_manifest, locate
 from medad_serve.errors import MedadError
 from medad_serve.files import whole_directory, write_whole
+from medad_serve.spec import SCHEMA_VERSION
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_faults_of_the_manifest_are_named(copy: Path) -> None:
     _edit(copy, schema_version=99)
     with pytest.raises(MedadError, match="schema version 99"):
         load_manifest(copy)
-    _edit(copy, schema_version=1, surprise=1)
+    _edit(copy, schema_version=SCHEMA_VERSION, surprise=1)
     with pytest.raises(MedadError, match="surprise"):
         load_manifest(copy)
     (copy / MANIFEST).write_text("{")

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from medad_serve.artifact import MANIFEST
 from medad_serve.data.phantoms import PHANTOMS
 from medad_serve.evaluation import export_run
-from medad_serve.export.artifact import ALL, LEFT_OUT, package_versions
+from medad_serve.export.artifact import ALL, package_versions
 from medad_serve.files import write_whole
 from medad_serve.models import Family, family
 from medad_serve.training.config import known_keys, resolve
@@ -31,7 +30,7 @@ SPLIT = ("split.train=0.25", "split.validation=0.25", "split.calibration=0.25")
 CALIBRATION = ("calibration.method=held_out", "calibration.policy=specificity=0.8")
 """Five healthy patients carry this policy, the fewest that calibrate."""
 MADE = "exported-by.json"
-"""In a run: digest of the code and versions of the packages that its artifact was made with, and what was left out."""
+"""In a run: digest of the code, and versions of the packages that its artifact was made with."""
 ROOMS = ("models", "export", "runtime", "prep")
 """Packages whose code makes an artifact what it is."""
 Say = Callable[[str], None]
@@ -78,30 +77,14 @@ def artifact_of(
     One that is there is used again, unless other code, packages or another ``device`` made it.
     """
     run, made_by = run_of(name, home, say, recipe), {**_maker(), "device": device}
-    if not (run.artifact / MANIFEST).is_file() or _note(run.artifact).get("made by") != made_by:
+    note = run.path / MADE
+    kept = json.loads(note.read_bytes()) if note.is_file() else None
+    if not (run.artifact / MANIFEST).is_file() or kept != made_by:
         say(f"{name}: exporting every variant that this machine can make")
-        lines: list[str] = []
-
-        def told(line: str) -> None:
-            lines.append(line)
-            say(f"{name}: {line}")
-
         formats = ("onnx", "torchscript", ALL)
-        export_run(run, formats, name=name, say=told, device=device, gated=recipe.gated)
-        note = {"made by": made_by, "left out": [line for line in lines if line.startswith(LEFT_OUT)]}
-        write_whole(run.path / MADE, json.dumps(note, indent=1, sort_keys=True))
+        export_run(run, formats, name=name, say=lambda line: say(f"{name}: {line}"), device=device, gated=recipe.gated)
+        write_whole(note, json.dumps(made_by, indent=1, sort_keys=True))
     return run.artifact
-
-
-def left_out(artifact: Path) -> tuple[str, ...]:
-    """Return what an export said of each variant that it left out."""
-    return tuple(line.removeprefix(LEFT_OUT) for line in _note(artifact).get("left out", ()))
-
-
-def _note(artifact: Path) -> dict[str, Any]:
-    note = artifact.parent / MADE
-    found: dict[str, Any] = json.loads(note.read_bytes()) if note.is_file() else {}
-    return found
 
 
 def run_of(name: str, home: Path, say: Say = lambda _: None, recipe: Recipe = SMALL) -> Run:

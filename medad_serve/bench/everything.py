@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from medad_serve.artifact import load_manifest
-from medad_serve.bench.catalogue import LEARNT, artifact_of, left_out
+from medad_serve.bench.catalogue import LEARNT, artifact_of
 from medad_serve.bench.codecs import bench_codecs
 from medad_serve.bench.command import COMMAND, command_table, predict_seconds
 from medad_serve.bench.document import page
@@ -190,7 +190,7 @@ def _fidelity(name: str, home: Path, say: Say, device: str) -> dict[str, Any]:
         "fidelity": learnt.fidelity,
         "fidelity_of": trained,
         "tested": tested,
-        "refused": left_out(artifact),
+        "refused": tuple(f"{variant}: {why}" for variant, why in learnt.refused.items()),
     }
 
 

@@ -56,6 +56,8 @@ def _facts(found: Verified) -> Iterator[tuple[str, str]]:
     for proof in manifest.fidelity:
         ranked = "" if proof.auroc is None else f"AUROC {proof.auroc:.4f} for {proof.auroc_trained:.4f} in float32, "
         yield "fidelity", f"{proof.variant}: {ranked}{proof.agreement:.1%} of {proof.items} items decided alike"
+    for variant, why in manifest.refused.items():
+        yield "left out", f"{variant}: {why}"
     if manifest.tuning:
         yield "tuned", f"{manifest.tuning.variant} on {manifest.tuning.machine}"
     batches = f"batches of {config.batchSize} within {config.maxBatchDelay} ms, {config.responseTimeout} s to answer"

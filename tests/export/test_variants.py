@@ -101,6 +101,9 @@ def test_of_all_a_refused_one_is_left_out_and_said(
     assert set(manifest.calibrations) == {"onnx/float32", "onnx/int8"}
     assert set(manifest.files) == {"model.onnx", "model.int8.onnx"}
     assert "left out: onnx/float16: no" in said
+    assert manifest.refused == {"onnx/float16": "no"}
+    with pytest.raises(MedadError, match=r"was not exported for onnx/float16 \(no\)"):
+        manifest.calibration_of("onnx/float16", "artifact")
 
 
 def test_a_runtime_that_is_not_installed_is_named_with_what_to_do(
