@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_aws import FakeAws, fake_aws
+from hypothesis import HealthCheck, settings
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -22,6 +23,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # As the command line does: torch's OpenMP threads spin while they wait, and on a busy machine every small training
 # step would then take three times as long. Read when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# No example has a deadline: on a busy machine any may take long. Fixtures are made once a test, not once an example.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("any machine")
 
 HEALTHY, ABNORMAL = 40, 8
 

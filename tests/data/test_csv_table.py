@@ -114,7 +114,7 @@ USUAL = (
 ROW = st.tuples(*(st.one_of(usual, usual, usual, usual, usual, ODD) for usual in USUAL))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(ROW, max_size=4))
 def test_any_cells_are_read_as_written_or_refused_in_one_line(rows: list[tuple[str, ...]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

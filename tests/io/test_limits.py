@@ -14,7 +14,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import uid
 from pydicom.pixels.encoders import RLELosslessEncoder
@@ -228,9 +228,7 @@ def check(result: Pixels | InputError, secret: str) -> None:
         assert result.__suppress_context__ or result.__context__ is None
 
 
-FUZZ = settings(
-    max_examples=800, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+FUZZ = settings(max_examples=800)
 
 
 @FUZZ

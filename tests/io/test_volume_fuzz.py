@@ -11,7 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medad_serve.errors import InputError
@@ -20,9 +20,7 @@ from medad_serve.io import Limits, Pixels, decode
 SMALL = Limits(max_bytes=2**20, max_values=2**18)
 MOST = 16 * 2**20
 """Peak of a refusal or a volume within SMALL: some copies of 1 MiB as float64, and what libraries keep."""
-FUZZ = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+FUZZ = settings(max_examples=150)
 
 
 def saved(array: Any, version: tuple[int, int] = (1, 0)) -> bytes:

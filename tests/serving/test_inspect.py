@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ts.context import Context
 
@@ -292,11 +292,7 @@ def test_nothing_of_an_archive_reaches_the_terminal_raw(members: Members, write:
     refusal(write(pack({**members, MANIFEST: json.dumps(manifest).encode()})))
 
 
-FUZZ = settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+FUZZ = settings(max_examples=150)
 
 
 @FUZZ

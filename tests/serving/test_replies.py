@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from medad_serve.errors import InputError
@@ -18,7 +18,6 @@ from medad_serve.io import DEFAULT_LIMITS, Facts, LeftOut, Limits, Lut, Pixels
 from medad_serve.serving.replies import decode_reply, encode_reply
 from medad_serve.spec import Window
 
-FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # however busy the machine
 SHAPE = (2, 3, 5)
 RNG = np.random.default_rng(0)
 WHOLE = Pixels(
@@ -105,13 +104,11 @@ def test_a_refusal_of_many_reasons_arrives_cut() -> None:
     assert (found.code, found.message[:10], len(found.message)) == (400, "0; 1; 2; 3", 1000)
 
 
-@FUZZ
 @given(st.binary(max_size=200), st.lists(st.binary(max_size=64), max_size=3))
 def test_bytes_are_no_reply(body: bytes, parts: list[bytes]) -> None:
     assert read(body, [memoryview(bytearray(part)) for part in parts]) is None
 
 
-@FUZZ
 @given(st.data())
 def test_a_reply_of_other_fields_has_no_other_effect(data: st.DataObject) -> None:
     body, views = sent(data.draw(st.sampled_from([WHOLE, InputError(422, "no", "do")])))
@@ -126,7 +123,6 @@ def test_a_reply_of_other_fields_has_no_other_effect(data: st.DataObject) -> Non
     read(json.dumps(said).encode(), [parts[index] for index in kept])
 
 
-@FUZZ
 @given(st.lists(st.integers(-1, 2**40), max_size=5), st.integers(0, 400))
 def test_a_shape_is_that_of_its_bytes_or_no_shape(shape: list[int], size: int) -> None:
     body, _ = sent(replace(WHOLE, padding=None, affine=None, labels=None, facts=Facts()))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from urllib3.filepost import encode_multipart_formdata
 
@@ -256,7 +256,6 @@ def test_a_files_answer_and_error_are_ours() -> None:
     assert json.loads(encode_answer(infer, error)) == {"error": "no. do"}
 
 
-FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # however busy the machine
 TEXT = st.text(st.sampled_from('a1 {}[]"\\\u00e9\ud800'), max_size=30)
 """Half characters too: JSON can hold them, and UTF-8 cannot."""
 LIMITS = Limits(max_members=3, max_values=64, max_json_bytes=200)
@@ -302,7 +301,6 @@ def outcome(row: dict[str, Any], headers: dict[str, Any]) -> None:
         assert isinstance(found.source, bytes)
 
 
-@FUZZ
 @given(
     st.dictionaries(
         st.just("body") | st.sampled_from(["X-Medad-Heatmap", "1"]) | st.text(max_size=9), ANY_VALUE, max_size=4
@@ -315,7 +313,6 @@ def test_any_row_and_headers_are_a_request_or_an_error(row: dict[str, Any], head
     outcome(row, headers)
 
 
-@FUZZ
 @given(
     st.dictionaries(st.sampled_from(["id", "inputs", "outputs", "parameters", "more"]), ANY_JSON, max_size=4), st.data()
 )
