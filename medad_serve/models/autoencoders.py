@@ -31,8 +31,12 @@ class AutoencoderSettings(Frozen):
 class VariationalSettings(AutoencoderSettings):
     """Widths, and how strongly the latent is drawn to a standard normal."""
 
-    kl_weight: float = Field(0.005, ge=0)
-    """Beside a reconstruction loss averaged over pixels and a divergence averaged over latent dimensions."""
+    kl_weight: float = Field(2e-4, ge=0)
+    """Beside a reconstruction loss averaged over pixels and a divergence averaged over latent dimensions.
+
+    MedIAnomaly takes 0.005, with which the latent falls to the prior where little is left to reconstruct (the phantoms'
+    0.0003 beside 0.015 of CQ500): AUROC 0.61 there for 0.94, and 0.80 for 0.81 on CQ500.
+    """
 
 
 def _down(channels_in: int, channels_out: int) -> nn.Sequential:
