@@ -18,7 +18,7 @@ import yaml
 from pydantic import ConfigDict, Field, field_validator
 
 from medad_serve.artifact import GRAPHS, MANIFEST, graph_of, parse_manifest
-from medad_serve.errors import MedadError
+from medad_serve.errors import MedadError, one_line
 from medad_serve.io import DEFAULT_LIMITS, Limits
 from medad_serve.spec import Frozen, Manifest, full_name, validated
 
@@ -91,12 +91,6 @@ def read_archive(mar: Path) -> Inspection:
         raise MedadError(one_line(error.message), error.hint) from None
     except Exception as error:  # zipfile and the parsers raise far more than they document
         raise MedadError(one_line(f"{mar.name} is no readable archive ({type(error).__name__})"), AGAIN) from None
-
-
-def one_line(text: str, longest: int = 400) -> str:
-    """Return text from an unknown file as a terminal may show it: no control characters, not endless."""
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:longest])
-    return shown + ("..." if len(text) > longest else "")
 
 
 def _check_directory(mar: Path) -> None:

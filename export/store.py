@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from medad_serve.errors import MedadError
-from medad_serve.export.inspection import AGAIN, HANDLER, Inspection, one_line, read_archive
+from medad_serve.errors import MedadError, one_line
+from medad_serve.export.inspection import AGAIN, HANDLER, Inspection, read_archive
 from medad_serve.files import sha256
 from medad_serve.spec import Manifest
 

@@ -35,3 +35,9 @@ class InputError(MedadError):
     def to_json(self) -> dict[str, object]:
         """Return the body of the error answer."""
         return {"error": {"code": int(self.code), "message": self.message, "hint": self.hint}}
+
+
+def one_line(text: str, longest: int = 400) -> str:
+    """Return text from an unknown file as a terminal may show it: no control characters, not endless."""
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:longest])
+    return shown + ("..." if len(text) > longest else "")

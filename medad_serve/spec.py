@@ -215,7 +215,7 @@ class Calibration(Frozen):
     """Of one slice or volume."""
     patient: LevelCalibration
     inputs: InputRange | None = None
-    """None of artifacts that were exported before it was measured."""
+    """None where too few held-out items made it up."""
 
 
 class Parity(Frozen):
@@ -310,8 +310,8 @@ class Manifest(Frozen):
     parity: tuple[Parity, ...]
     fidelity: tuple[Fidelity, ...] = ()
     """Of the variants in reduced precision, which parity cannot hold for."""
-    refused: dict[str, str] = Field(default_factory=dict)
-    """Variants that could be made where this was exported and were left out, and why."""
+    refused: dict[str, str] = Field(default_factory=dict, max_length=64)
+    """Variants that were tried where this was exported and left out, and why."""
     tuning: Tuning | None = None
     probes: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     """Scores of made-up items, by variant: see :mod:`medad_serve.runtime.probe`."""

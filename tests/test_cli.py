@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from medad_serve.artifact import MANIFEST
 from medad_serve.cli.main import main
 
 Done = subprocess.CompletedProcess[str]
@@ -92,6 +93,17 @@ def test_faults_are_one_line_with_the_right_exit_code(call: Call, arguments: lis
 def test_exit_codes_leave_the_process(tmp_path: Path) -> None:
     _refused(_run("predict", "x.dcm", "--artifact", "nowhere", cwd=tmp_path), 1, "medad.json is missing")
     _refused(_run("predict", "x.dcm", cwd=tmp_path), 2, "--model NAME or --artifact DIR")
+
+
+def test_what_a_foreign_artifact_says_reaches_the_terminal_without_control_characters(
+    call: Call, artifact: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(artifact, tmp_path / "artifact"))
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps({**manifest, "\x1b[2J": 1}))
+    done = call("predict", "x.dcm", "--artifact", copy)
+    assert (done.returncode, "\x1b" in done.stderr) == (1, False)
+    assert "[2J: Extra inputs" in done.stderr
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

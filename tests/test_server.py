@@ -296,7 +296,7 @@ def test_a_request_under_way_is_answered_before_the_stop(another: Server, ct: by
     with Client(another.url("inference"), key_file=another.key_file) as client, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(client.predict, ct, "tiny")  # waits 200 ms for a batch
         time.sleep(0.1)
-        another.stop(drain=3)
+        another.stop(drain=60)
         assert "score" in asked.result()
 
 

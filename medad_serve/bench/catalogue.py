@@ -20,6 +20,7 @@ from medad_serve.evaluation import export_run
 from medad_serve.export.artifact import ALL, package_versions
 from medad_serve.files import write_whole
 from medad_serve.models import Family, family
+from medad_serve.spec import SCHEMA_VERSION
 from medad_serve.training.config import known_keys, resolve
 from medad_serve.training.fit import fit
 from medad_serve.training.run import Run, create_run, same_run
@@ -115,4 +116,4 @@ def _maker() -> dict[str, str]:
     for room in ROOMS:
         for file in sorted(Path(str(files(f"medad_serve.{room}"))).rglob("*.py")):
             digest.update(file.read_bytes())
-    return {"code": digest.hexdigest(), **package_versions()}
+    return {"code": digest.hexdigest(), "schema": str(SCHEMA_VERSION), **package_versions()}

@@ -82,7 +82,7 @@ def _section(benchmark: Benchmark, plots: str) -> str:
         of = benchmark.fidelity_of and f", {benchmark.fidelity_of}"
         parts += [f"Reduced precision, by its gate at export{of}:\n", fidelity(benchmark).markdown()]
     if benchmark.refused:
-        parts += ["Refused by its gate:\n", *(f"- {why}" for why in benchmark.refused), ""]
+        parts += ["Left out when it was exported:\n", *(f"- {why}" for why in benchmark.refused), ""]
     if benchmark.skipped:
         parts += ["Not run:\n", skipped(benchmark).markdown()]
     return "\n".join(parts)

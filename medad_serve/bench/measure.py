@@ -28,6 +28,9 @@ from medad_serve.spec import Manifest
 
 Say = Callable[[str], None]
 MIB = 2**20
+TURNS = 9
+"""Of each engine at least. A volume of 128^3 has time for three or four of a second, and of so few the ratio of two
+engines moved by a fifth from run to run on a shared machine."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ class _Bench:
         items, names = self.inputs.batch(batch), self.subject.names
         tasks = {each.label: partial(each.session.run, items, names) for each in opened}
         resident = {each.label: call for each in opened if (call := each.session.resident(items))}
-        turns = in_turns(tasks, self.plan.seconds, self.plan.clock)
+        turns = in_turns(tasks, self.plan.seconds, self.plan.clock, least=TURNS)
         without_copies = in_turns(resident, self.plan.seconds) if resident else {}
         reference = turns[opened[0].label]
         for name, own in turns.items():

@@ -51,8 +51,10 @@ class Turns:
         return statistics.median(statistics.median(mine) / statistics.median(other) for mine, other in pairs)
 
 
-def in_turns(tasks: Mapping[str, Task], seconds: float, clock: Clock = time.perf_counter) -> dict[str, Turns]:
-    """Run tasks in turn, some calls each, until each had about ``seconds``, and at least three turns each.
+def in_turns(
+    tasks: Mapping[str, Task], seconds: float, clock: Clock = time.perf_counter, *, least: int = LEAST_TURNS
+) -> dict[str, Turns]:
+    """Run tasks in turn, some calls each, until each had about ``seconds``, and ``least`` turns each.
 
     Every turn starts with a call that is not counted, where calls are short enough to afford it. A ``clock`` of
     processor time (``time.process_time``) does not see how long others had the processor.
@@ -61,7 +63,7 @@ def in_turns(tasks: Mapping[str, Task], seconds: float, clock: Clock = time.perf
     for task in tasks.values():
         task()
     until = time.perf_counter() + seconds * len(tasks)
-    while time.perf_counter() < until or any(len(made) < LEAST_TURNS for made in turns.values()):
+    while time.perf_counter() < until or any(len(made) < least for made in turns.values()):
         for name, task in tasks.items():
             turns[name].append(_turn(task, clock))
     return {name: Turns(tuple(made)) for name, made in turns.items()}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from medad_serve.errors import one_line
+
 if TYPE_CHECKING:
     from medad_serve.export.store import Verified
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest and what was checked as JSON.")
 def inspect(mar: Path, as_json: bool) -> None:
     """Verify MAR, an archive that anybody may have made, and show its manifest."""
-    from medad_serve.export.inspection import one_line
     from medad_serve.export.store import inspect as verified
 
     found = verified(mar, index=False)

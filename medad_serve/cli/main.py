@@ -9,8 +9,10 @@ from importlib import import_module
 import click
 
 import medad_serve
-from medad_serve.errors import MedadError
+from medad_serve.errors import MedadError, one_line
 
+LONGEST = 4000
+"""Characters of an error that are shown: some list files or fields."""
 COMMANDS = {
     "ablate": ("ablate", "ablate"),
     "archive": ("serving", "archive"),
@@ -77,7 +79,7 @@ def main() -> None:
     except MedadError as error:
         if "--debug" in sys.argv:
             raise
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {one_line(str(error), LONGEST)}", err=True)  # it may quote a file that somebody else made
         sys.exit(1)
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)

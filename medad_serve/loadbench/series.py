@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medad_serve.errors import InputError
+from medad_serve.errors import InputError, MedadError
 from medad_serve.loadbench.closed_loop import Sent
 from medad_serve.loadbench.footprint import Footprint
 from medad_serve.loadbench.served import MODEL, NOOP, Serving
@@ -46,15 +46,17 @@ def measure_series(served: Serving, series: Sent, files: Sequence[bytes], *, rou
     taken: list[tuple[float, ...]] = []
     for _ in range(rounds + 1):
         before, start = Footprint.of(served.frontend).cpu_s, time.perf_counter()
-        target.send(connection, series)
+        answered = target.send(connection, series)
         http = time.perf_counter() - start
         http_cpu = Footprint.of(served.frontend).cpu_s - before
         before, start = time.process_time(), time.perf_counter()
         served.predictor.predict([tuple(files)])
         in_process, in_process_cpu = time.perf_counter() - start, time.process_time() - before
         start = time.perf_counter()
-        floor.send(other, series)
+        echoed = floor.send(other, series)
         taken.append((http, in_process, time.perf_counter() - start, http_cpu, in_process_cpu))
+        if (answered.status, echoed.status) != (200, 200):
+            raise MedadError("the server did not answer every request", f"See {served.server.logs}")
     connection.close()
     other.close()
     columns = list(zip(*taken[1:], strict=True))

@@ -53,8 +53,8 @@ class Serving:
     def loaded(self, model: str, bodies: Sequence[Sent], clients: int, seconds: float, *, timed: bool = False) -> Load:
         """Put load on a model; raises MedadError unless all of it is answered."""
         load = put_load(self.target(model, timed=timed), bodies, clients, seconds)
-        if load.errors:
-            raise MedadError(f"the server did not answer all: {load.errors}", f"See {self.server.logs}")
+        if load.errors or not load.requests:
+            raise MedadError(f"the server did not answer all: {load.errors or 'none'}", f"See {self.server.logs}")
         return load
 
     def warm_up(self, bodies: Sequence[Sent], clients: int, seconds: float) -> None:

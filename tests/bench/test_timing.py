@@ -45,9 +45,13 @@ def test_tasks_run_in_turn_and_none_is_left_out() -> None:
     found = in_turns({"short": lambda: task("short", 0.004), "long": lambda: task("long", 0.03)}, 0.05)
     assert {name: len(turns.turns) for name, turns in found.items()} == dict.fromkeys(found, len(found["long"].turns))
     assert len(found["long"].turns) >= LEAST_TURNS
-    assert found["long"].median == pytest.approx(30, rel=0.9)
+    assert found["long"].median >= 30
     changes = sum(a != b for a, b in pairwise(order))
     assert changes == 2 * (1 + len(found["long"].turns)) - 1
+
+
+def test_a_task_has_as_many_turns_as_are_asked_for_however_slow_it_is() -> None:
+    assert len(in_turns({"slow": lambda: time.sleep(0.03)}, 0, least=9)["slow"].turns) == 9
 
 
 def test_processor_time_does_not_see_a_task_wait() -> None:
@@ -59,4 +63,4 @@ def test_processor_time_does_not_see_a_task_wait() -> None:
 
     found = in_turns({"waits": waits}, 0.01)["waits"].median, in_turns({"waits": waits}, 0.01, time.process_time)
     assert found[0] > 30
-    assert 4 < found[1]["waits"].median < 20
+    assert 4 < found[1]["waits"].median < found[0]

@@ -41,7 +41,8 @@ def test_who_waits_to_be_alone_goes_before_those_who_come_later() -> None:
 
     with ThreadPoolExecutor(2) as pool, gate.together():
         pool.submit(enter, "alone", True)
-        time.sleep(0.1)
+        while not gate._waiting:
+            time.sleep(0.01)
         pool.submit(enter, "later", False)
         time.sleep(0.1)
         assert order == []

@@ -30,11 +30,11 @@ def asked(server: FaultyServer, retries: Retries = QUICK, *, timeout: float = 5)
 
 @pytest.mark.parametrize(
     "fault",
-    [DROP, CUT, BUSY, DEATH, Fault(status=502), Fault(status=504), Fault(status=507), Fault(delay_s=0.5, drops=True)],
+    [DROP, CUT, BUSY, DEATH, Fault(status=502), Fault(status=504), Fault(status=507), Fault(delay_s=2, drops=True)],
     ids=["dropped", "cut", "503", "worker died", "502", "504", "507", "late"],
 )
 def test_what_was_not_answered_is_asked_again(fault: Fault) -> None:
-    with faulty_server(fault, fault) as server, asked(server, timeout=0.25 if fault.delay_s else 5) as client:
+    with faulty_server(fault, fault) as server, asked(server, timeout=1 if fault.delay_s else 5) as client:
         assert client.predict(b"x", "m") == ANSWER
         assert server.bodies == [b"x"]
         assert len(server.met) == 3
@@ -75,7 +75,7 @@ def test_pauses_grow_and_differ() -> None:
 def test_the_servers_own_pause_is_kept(told: Callable[[], str]) -> None:
     with faulty_server(Fault(headers={"Retry-After": told()})) as server, asked(server) as client:
         assert client.predict(b"x", "m") == ANSWER
-        assert 0.9 < server.met[1] - server.met[0] < 4
+        assert 0.9 < server.met[1] - server.met[0] < 30
 
 
 def test_a_pause_longer_than_the_patience_is_not_waited_for() -> None:
@@ -128,7 +128,7 @@ def test_a_server_that_is_gone_for_good_costs_its_silence_once() -> None:
     start = time.monotonic()
     with client:
         answers = list(client.predict_many([b"x"] * 50, "m", concurrency=4))
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 10  # one after another: 12
     assert [answer["answered"] for answer in answers] == [False] * 50
 
 
@@ -187,13 +187,13 @@ def test_a_server_that_cannot_be_reached_any_more_costs_its_silence_once() -> No
     start = time.monotonic()
     with unreachable(port), client:
         answers = list(client.predict_many([b"x"] * 100, "m", concurrency=4))
-        assert time.monotonic() - start < 8
+        assert time.monotonic() - start < 30  # one after another: 50
     assert [answer["answered"] for answer in answers] == [False] * 100
 
 
 def test_a_silence_of_long_ago_is_forgotten() -> None:
     """A client that asks now and then goes on asking after the next fault as after its first."""
-    with faulty_server(*[BUSY] * 500) as server, asked(server, Retries(total_s=0.3, first_s=0.01, longest_s=0.01)) as c:
+    with faulty_server(*[BUSY] * 500) as server, asked(server, Retries(total_s=2, first_s=0.01, longest_s=0.01)) as c:
         assert c.predict(b"x", "m")["answered"] is False
         server.script[:] = [BUSY] * 3
         time.sleep(SILENT_CONNECT_S + 0.1)

@@ -84,7 +84,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
     """A service manager's socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
         made.bind(str(path))
-        made.settimeout(5)
+        made.settimeout(60)
         yield made
 
 

@@ -82,10 +82,10 @@ def test_a_drain_ends_with_the_last_answer_and_no_later_than_told(
         drain(process, port, 0.5)
         assert 0.5 <= time.monotonic() - begun < 30  # nobody answers
         answer = threading.Timer(0.5, server.sendall, [b"answer"])
-        answer.start()
         begun = time.monotonic()
+        answer.start()
         drain(process, port, 60)
-        assert 0.4 < time.monotonic() - begun < 30
+        assert 0.5 <= time.monotonic() - begun < 30
         answer.join()
         child.communicate(b"\n")
 
@@ -113,7 +113,7 @@ def test_a_steady_stream_of_new_requests_does_not_hold_a_drain(
         begun = time.monotonic()
         draining = threading.Thread(target=drain, args=(psutil.Process(), port, 60))
         draining.start()
-        time.sleep(0.3)
+        time.sleep(1)
         asking.start()
         answer.start()
         draining.join(45)

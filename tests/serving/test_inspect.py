@@ -284,10 +284,12 @@ def test_limits_that_were_archived_are_shown_and_those_of_no_input_refused(artif
 def test_nothing_of_an_archive_reaches_the_terminal_raw(members: Members, write: Callable[[bytes], Path]) -> None:
     manifest = json.loads(members[MANIFEST])
     manifest["name"] = "\x1b[2Jclean"
+    manifest["refused"] = {"onnx/int8": "AUROC\x1b[2J falls"}
     mar = write(pack({**members, MANIFEST: json.dumps(manifest).encode()}))
     shown = CliRunner().invoke(cli, ["inspect", str(mar)])
     assert shown.exit_code == 0
     assert "\x1b" not in shown.output
+    assert re.search("^left out +onnx/int8: AUROC.*falls$", shown.output, re.MULTILINE)
     manifest["\x1b[2J" * 1000] = 1
     refusal(write(pack({**members, MANIFEST: json.dumps(manifest).encode()})))
 
