@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
@@ -79,8 +80,7 @@ def main() -> None:
     except MedadError as error:
         if "--debug" in sys.argv:
             raise
-        click.echo(f"Error: {one_line(str(error), LONGEST)}", err=True)  # it may quote a file that somebody else made
-        sys.exit(1)
+        _fail(str(error))
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)
         sys.exit(130)
@@ -89,13 +89,17 @@ def main() -> None:
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         where = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        click.echo(f"Error: {reason}{where}. Check space, rights and paths, or add --debug", err=True)
-        sys.exit(1)
+        _fail(f"{reason}{where}. Check space, rights and paths, or add --debug")
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        click.echo(f"Error: internal fault ({type(error).__name__}). Report it with what --debug shows", err=True)
-        sys.exit(1)
+        _fail(f"internal fault ({type(error).__name__}). Report it with what --debug shows")
+
+
+def _fail(text: str) -> NoReturn:
+    """Tell an error, which may quote names and fields that somebody else chose, and leave."""
+    click.echo(f"Error: {one_line(text, LONGEST)}", err=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":
